@@ -1,0 +1,1 @@
+"""Encoders and heads; the only place that knows transformers and open_clip."""
