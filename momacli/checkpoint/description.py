@@ -1,0 +1,74 @@
+"""What a model says of itself: its config.json, and the files that prepare its inputs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from momacli.checkpoint.reader import Checkpoint, read_json
+from momacli.errors import CheckpointError
+
+CONFIG = "config.json"
+CONFIG_KEY = "config"
+"""Metadata key under which a bare file may carry its config.json."""
+
+COMPANIONS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""Files beside a config.json that belong to the model and travel with it."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model's config and the folder of its processor or tokenizer files, if there is one."""
+
+    config: Mapping[str, Any]
+    folder: Path | None
+
+    @property
+    def companions(self) -> list[Path]:
+        """The processor and tokenizer files that exist."""
+        if self.folder is None:
+            return []
+        return [self.folder / name for name in COMPANIONS if (self.folder / name).is_file()]
+
+
+def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description | None:
+    """Find a checkpoint's description: as given, in its metadata, or in a config.json beside it.
+
+    Returns None where there is none; merging by name needs none.
+    """
+    path = checkpoint.path
+    beside = path if checkpoint.is_folder else path.parent
+    if config is not None:
+        file = config / CONFIG if config.is_dir() else config
+        return Description(_config(file), file.parent)
+    if CONFIG_KEY in checkpoint.metadata:
+        try:
+            content = json.loads(checkpoint.metadata[CONFIG_KEY])
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path}: the config in its metadata is not a JSON object")
+        return Description(content, beside)
+    if (beside / CONFIG).is_file():
+        return Description(_config(beside / CONFIG), beside)
+    return None
+
+
+def _config(file: Path) -> Mapping[str, Any]:
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is not a JSON object, expected a model's config.json")
+    return content

@@ -1,0 +1,130 @@
+"""A model of several tasks on disk: one encoder, one head a task.
+
+As a file: encoder tensors under their own names, heads under `heads.<task>.<name>`.
+As a folder: one ordinary model folder a task, whose encoder shards are one file on disk.
+A folder of experts reads the same way, only that each has an encoder of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from momacli.checkpoint.description import CONFIG, Description, describe
+from momacli.checkpoint.header import TensorEntry
+from momacli.checkpoint.plan import TASK_HEADS
+from momacli.checkpoint.provenance import Recipe, decode_recipe
+from momacli.checkpoint.reader import INDEX, SINGLE, Checkpoint
+from momacli.errors import CheckpointError
+
+ENCODER_SHARD = "model-00001-of-00002.safetensors"
+HEAD_SHARD = "model-00002-of-00002.safetensors"
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """One task's whole model: each of its tensors, by its own name, and where it is stored."""
+
+    task: str
+    checkpoint: Checkpoint
+    keys: Mapping[str, str]  # own name -> name in the checkpoint
+    description: Description | None
+
+    @property
+    def entries(self) -> dict[str, TensorEntry]:
+        """Header entries by own name."""
+        entries = self.checkpoint.entries
+        return {own: entries[key] for own, key in self.keys.items()}
+
+
+@dataclass(frozen=True)
+class MultiTask:
+    """The models of several tasks, and the recipe they were made by, if moma made them."""
+
+    path: Path
+    tasks: Mapping[str, TaskModel]
+    recipe: Recipe | None
+    shared_encoder: bool
+    checkpoints: Sequence[Checkpoint]
+
+    @classmethod
+    def open(cls, path: Path, *, config: Path | None = None) -> "MultiTask":
+        """Open a file or folder of one task or of several. Raises CheckpointError."""
+        with ExitStack() as stack:
+            if path.is_dir() and not (path / CONFIG).is_file() and _model_folders(path):
+                opened = []
+                for folder in _model_folders(path):
+                    opened.append(stack.enter_context(Checkpoint.open(folder)))
+                result = _from_folders(path, opened, config)
+            else:
+                checkpoint = stack.enter_context(Checkpoint.open(path))
+                result = _from_one(path, checkpoint, config)
+            stack.pop_all()
+            return result
+
+    def close(self) -> None:
+        """Close all files."""
+        for checkpoint in self.checkpoints:
+            checkpoint.close()
+
+    def __enter__(self) -> "MultiTask":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _model_folders(path: Path) -> list[Path]:
+    """Sub-folders that are model folders, in the order of their names."""
+    return sorted(
+        folder
+        for folder in path.iterdir()
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and ((folder / SINGLE).is_file() or (folder / INDEX).is_file())
+    )
+
+
+def _from_folders(path: Path, opened: list[Checkpoint], config: Path | None) -> MultiTask:
+    recipe = decode_recipe(opened[0].metadata, path)
+    tasks = {
+        checkpoint.name: TaskModel(
+            checkpoint.name,
+            checkpoint,
+            {key: key for key in checkpoint.entries},
+            describe(checkpoint, config),
+        )
+        for checkpoint in opened
+    }
+    if recipe is not None and (missing := [task for task in recipe.tasks if task not in tasks]):
+        raise CheckpointError(
+            f"{path} lacks the folders of tasks it was written with", details=missing
+        )
+    return MultiTask(path, tasks, recipe, recipe is not None, opened)
+
+
+def _from_one(path: Path, checkpoint: Checkpoint, config: Path | None) -> MultiTask:
+    recipe = decode_recipe(checkpoint.metadata, path)
+    found = describe(checkpoint, config)
+    if recipe is None or not recipe.tasks or checkpoint.is_folder:
+        keys = {key: key for key in checkpoint.entries}
+        one = TaskModel(checkpoint.name, checkpoint, keys, found)
+        shared = recipe is not None
+        return MultiTask(path, {checkpoint.name: one}, recipe, shared, [checkpoint])
+    encoder = {key: key for key in checkpoint.entries if not key.startswith(TASK_HEADS)}
+    tasks = {}
+    for task in recipe.tasks:
+        prefix = f"{TASK_HEADS}{task}."
+        heads = {key[len(prefix) :]: key for key in checkpoint.entries if key.startswith(prefix)}
+        own = found
+        if config is None and task in recipe.configs:
+            folder = found.folder if found else checkpoint.path.parent
+            own = Description(recipe.configs[task], folder)
+        tasks[task] = TaskModel(task, checkpoint, encoder | heads, own)
+    return MultiTask(path, tasks, recipe, True, [checkpoint])

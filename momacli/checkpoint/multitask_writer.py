@@ -1,0 +1,147 @@
+"""Write a model of several tasks, as a file or as one loadable folder a task."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from momacli.checkpoint.description import CONFIG, Description
+from momacli.checkpoint.multitask import ENCODER_SHARD, HEAD_SHARD
+from momacli.checkpoint.plan import TASK_HEADS
+from momacli.checkpoint.provenance import KEY, Recipe
+from momacli.checkpoint.reader import INDEX, SINGLE
+from momacli.checkpoint.staging import staged_file, staged_folder
+from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TaskPart:
+    """What is a task's own in the output: its head's tensors and its description."""
+
+    task: str
+    heads: Sequence[TensorSpec]  # by their own names
+    description: Description | None
+
+
+class MultiTaskWriter:
+    """An open output; encoder tensors are written once, head tensors once for their task."""
+
+    def __init__(
+        self, encoder: CheckpointWriter, heads: Mapping[str, tuple[CheckpointWriter, str]]
+    ):
+        self._encoder = encoder
+        self._heads = heads  # task -> (writer, prefix of its head tensors in there)
+
+    def append(self, name: str, values: "Tensor") -> None:
+        """Append values to an encoder tensor."""
+        self._encoder.append(name, values)
+
+    def append_head(self, task: str, name: str, values: "Tensor") -> None:
+        """Append values to a head tensor of one task, by the tensor's own name."""
+        writer, prefix = self._heads[task]
+        writer.append(prefix + name, values)
+
+    def finish(self, recipe: Recipe) -> None:
+        """Record the final recipe; its text has the length of the one given at the start."""
+        for writer in {id(item): item for item in self._writers()}.values():
+            writer.replace_metadata(_metadata(recipe))
+
+    def _writers(self) -> Iterator[CheckpointWriter]:
+        yield self._encoder
+        for writer, _ in self._heads.values():
+            yield writer
+
+
+@contextmanager
+def multitask_writer(
+    target: Path,
+    encoder: Sequence[TensorSpec],
+    parts: Sequence[TaskPart],
+    recipe: Recipe,
+    *,
+    as_folder: bool,
+) -> Iterator[MultiTaskWriter]:
+    """Open the output `target`; it appears, whole, when the block ends without an exception."""
+    opener = _folder_writer if as_folder else _file_writer
+    with opener(target, encoder, parts, recipe) as writer:
+        yield writer
+
+
+@contextmanager
+def _file_writer(
+    target: Path, encoder: Sequence[TensorSpec], parts: Sequence[TaskPart], recipe: Recipe
+) -> Iterator[MultiTaskWriter]:
+    heads = [
+        TensorSpec(f"{TASK_HEADS}{part.task}.{spec.name}", spec.dtype, spec.shape)
+        for part in parts
+        for spec in part.heads
+    ]
+    with (
+        staged_file(target) as staged,
+        CheckpointWriter(staged, [*encoder, *heads], _metadata(recipe)) as writer,
+    ):
+        places = {part.task: (writer, f"{TASK_HEADS}{part.task}.") for part in parts}
+        yield MultiTaskWriter(writer, places)
+
+
+@contextmanager
+def _folder_writer(
+    target: Path, encoder: Sequence[TensorSpec], parts: Sequence[TaskPart], recipe: Recipe
+) -> Iterator[MultiTaskWriter]:
+    with staged_folder(target) as staged:
+        with ExitStack() as stack:
+            shared = staged / ENCODER_SHARD
+            encoder_writer = stack.enter_context(
+                CheckpointWriter(shared, encoder, _metadata(recipe))
+            )
+            heads = {}
+            for part in parts:
+                folder = staged / part.task
+                folder.mkdir()
+                _describe(folder, part)
+                if part.heads:
+                    shard = CheckpointWriter(folder / HEAD_SHARD, part.heads, _metadata(recipe))
+                    heads[part.task] = (stack.enter_context(shard), "")
+            yield MultiTaskWriter(encoder_writer, heads)
+        for part in parts:
+            _link(shared, staged / part.task / (ENCODER_SHARD if part.heads else SINGLE))
+            if part.heads:
+                (staged / part.task / INDEX).write_text(_index(encoder, part), encoding="utf-8")
+        shared.unlink()
+
+
+def _describe(folder: Path, part: TaskPart) -> None:
+    """Copy what is no weight: config.json, processor and tokenizer files."""
+    if part.description is None:
+        return
+    text = json.dumps(part.description.config, indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    for file in part.description.companions:
+        shutil.copyfile(file, folder / file.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give one file a second name; copy it where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _index(encoder: Sequence[TensorSpec], part: TaskPart) -> str:
+    table = {spec.name: ENCODER_SHARD for spec in encoder}
+    table |= {spec.name: HEAD_SHARD for spec in part.heads}
+    size = sum(spec.nbytes for spec in [*encoder, *part.heads])
+    content = {"metadata": {"total_size": size}, "weight_map": dict(sorted(table.items()))}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _metadata(recipe: Recipe) -> dict[str, str]:
+    return {"format": "pt", KEY: recipe.encode()}

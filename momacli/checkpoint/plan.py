@@ -1,0 +1,120 @@
+"""What becomes of every tensor of a merge, decided from headers before any data is read."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry, shown
+from momacli.checkpoint.reader import Checkpoint, matches
+from momacli.checkpoint.writer import TensorSpec
+from momacli.errors import ConflictError
+
+TASK_HEADS = "heads."
+"""Prefix of head tensors in a file of several tasks: heads.<task>.<name>."""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One fine-tuned copy, or its task vector, and the tensors of its head by their own names."""
+
+    checkpoint: Checkpoint
+    heads: dict[str, str]  # the head tensor's own name -> its name in the checkpoint
+    is_task_vector: bool = False
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.checkpoint.name
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """The encoder's tensors of the output: which are merged, which come from the base."""
+
+    base: Checkpoint
+    experts: tuple[Expert, ...]
+    merged: tuple[TensorSpec, ...]  # in the base's order, in the output's type
+    copied: tuple[TensorSpec, ...]  # integers and what was excluded, from the base
+    left_out: tuple[str, ...]  # excluded or integer tensors of experts that the base lacks
+
+
+def plan_merge(
+    base: Checkpoint,
+    experts: Sequence[Expert],
+    *,
+    base_heads: Iterable[str] = (),
+    exclude: Sequence[str] = (),
+    dtype: str | None = None,
+) -> MergePlan:
+    """Match the experts with the base by tensor names.
+
+    base_heads: tensors of the base that belong to a head of its own, and are left behind.
+    exclude: glob patterns of tensors to take from the base unmerged.
+    dtype: type code of the merged tensors, by default the base's own; giving one also allows
+        inputs whose types differ.
+
+    Raises ConflictError listing every tensor of every expert that does not fit.
+    """
+    own_heads = set(base_heads)
+    encoder = {key: entry for key, entry in base.entries.items() if key not in own_heads}
+    merged, copied = [], []
+    for key, entry in encoder.items():
+        if entry.dtype in MERGEABLE_DTYPES and not matches(key, exclude):
+            merged.append(TensorSpec(key, dtype or entry.dtype, entry.shape))
+        else:
+            copied.append(TensorSpec(key, entry.dtype, entry.shape))
+    left_out: set[str] = set()
+    details: list[str] = []
+    for expert in experts:
+        found = {
+            key: entry
+            for key, entry in expert.checkpoint.entries.items()
+            if key not in expert.heads.values()
+        }
+        details += _conflicts(expert, merged, encoder, found, any_dtype=dtype is not None)
+        for key, entry in found.items():
+            if key in encoder:
+                continue
+            if matches(key, exclude) or entry.dtype not in MERGEABLE_DTYPES:
+                left_out.add(key)
+            else:
+                details.append(f"{expert.name}: {shown(key)}   extra {entry}")
+    if details:
+        raise ConflictError(
+            f"{len(details)} tensors of the experts do not fit the base {base.path}",
+            details=details,
+            hint=_hint(details),
+        )
+    return MergePlan(base, tuple(experts), tuple(merged), tuple(copied), tuple(sorted(left_out)))
+
+
+def _conflicts(
+    expert: Expert,
+    merged: Sequence[TensorSpec],
+    encoder: dict[str, TensorEntry],
+    found: dict[str, TensorEntry],
+    *,
+    any_dtype: bool,
+) -> list[str]:
+    """One line for each tensor to be merged that the expert has not, or has otherwise."""
+    lines = []
+    for spec in merged:
+        expected, entry = encoder[spec.name], found.get(spec.name)
+        what = f"{expert.name}: {shown(spec.name)}"
+        if entry is None:
+            lines.append(f"{what}   missing, expected {expected}")
+        elif entry.shape != expected.shape:
+            lines.append(f"{what}   expected {expected}, found {entry}")
+        elif entry.dtype != expected.dtype and not (
+            entry.dtype in MERGEABLE_DTYPES and (any_dtype or expert.is_task_vector)
+        ):
+            lines.append(f"{what}   expected dtype {expected.dtype}, found {entry.dtype}")
+    return lines
+
+
+def _hint(details: Sequence[str]) -> str:
+    if all("expected dtype" in line for line in details):
+        return "to merge different types deliberately, say the type of the result with --dtype"
+    return (
+        "heads differ between tasks: name them with --heads GLOB (or say what model this is "
+        "with --config), or leave tensors unmerged with --exclude GLOB"
+    )
