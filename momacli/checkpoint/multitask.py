@@ -121,7 +121,7 @@ def _from_one(path: Path, checkpoint: Checkpoint, config: Path | None) -> MultiT
     tasks = {}
     for task in recipe.tasks:
         prefix = f"{TASK_HEADS}{task}."
-        heads = {key[len(prefix) :]: key for key in checkpoint.entries if key.startswith(prefix)}
+        heads = {own: prefix + own for own in recipe.heads if prefix + own in checkpoint.entries}
         own = found
         if config is None and task in recipe.configs:
             folder = found.folder if found else checkpoint.path.parent

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry, shown
+from momacli.checkpoint.provenance import decode_recipe
 from momacli.checkpoint.reader import Checkpoint, matches
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
@@ -35,6 +36,16 @@ class MergePlan:
     merged: tuple[TensorSpec, ...]  # in the base's order, in the output's type
     copied: tuple[TensorSpec, ...]  # integers and what was excluded, from the base
     left_out: tuple[str, ...]  # excluded or integer tensors of experts that the base lacks
+
+
+def expert_from(checkpoint: Checkpoint, head_names: Iterable[str]) -> Expert:
+    """Take a checkpoint for an expert; a file written by `task-vector` is one by its recipe."""
+    recipe = decode_recipe(checkpoint.metadata, checkpoint.path)
+    if recipe is None or recipe.command != "task-vector":
+        return Expert(checkpoint, {key: key for key in head_names})
+    prefix = f"{TASK_HEADS}{recipe.tasks[0]}."
+    heads = {own: prefix + own for own in recipe.heads if prefix + own in checkpoint.entries}
+    return Expert(checkpoint, heads, is_task_vector=True)
 
 
 def plan_merge(

@@ -1,0 +1,105 @@
+"""The merge methods there are, and what each takes; listing them imports none."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args, get_origin
+
+from momacli.errors import UsageError
+
+RESERVED = frozenset({"weights", "base", "generators", "statistic", "name"})
+"""Parameters the engine fills in; all others are options of the user."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method: its function, what it needs of the engine, and its options' defaults."""
+
+    name: str  # as on the command line: task-arithmetic
+    function: Callable[..., Any]
+    first_pass: Callable[..., Any] | None
+    elementwise: bool
+    ordered: bool
+    parameters: Mapping[str, inspect.Parameter]
+    source: str  # first line of the module's docstring
+    text: str  # the docstrings, for people
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The parameters a user may set."""
+        return {key: value for key, value in self.parameters.items() if key not in RESERVED}
+
+    def takes(self, name: str) -> bool:
+        """Whether the function has this parameter."""
+        return name in self.parameters
+
+    def check(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert option values to their types. Raises UsageError for unknown or wrong ones."""
+        known = self.options
+        unknown = [key for key in options if key not in known]
+        if unknown:
+            names = ", ".join(_flag(key) for key in known) or "none"
+            wrong = ", ".join(_flag(key) for key in unknown)
+            raise UsageError(f"method {self.name} has no option {wrong}", hint=f"it has: {names}")
+        return {key: _convert(self.name, known[key], value) for key, value in options.items()}
+
+
+def method_names() -> list[str]:
+    """Names of all methods: the files of this folder."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(_spoken(file.stem) for file in files if not file.stem.startswith("_"))
+
+
+def load_method(name: str) -> Method:
+    """Import one method by its name. Raises UsageError, with the nearest name, if unknown."""
+    spoken = _spoken(name)
+    if spoken not in method_names():
+        near = difflib.get_close_matches(spoken, method_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(method_names())}"
+        raise UsageError(f"there is no merge method {name}", hint=hint)
+    stem = spoken.replace("-", "_")
+    module: ModuleType = importlib.import_module(f"momacli.methods.{stem}")
+    function = getattr(module, stem)
+    signature = inspect.signature(function)
+    parameters = dict(list(signature.parameters.items())[1:])  # all but task_vectors
+    lines = inspect.getdoc(module) or ""
+    return Method(
+        name=spoken,
+        function=function,
+        first_pass=getattr(module, "first_pass", None),
+        elementwise=bool(module.ELEMENTWISE),
+        ordered=bool(getattr(module, "ORDERED", False)),
+        parameters=parameters,
+        source=lines.split("\n", 1)[0],
+        text=f"{lines}\n\n{inspect.getdoc(function)}",
+    )
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _flag(option: str) -> str:
+    return {"lam": "--lambda"}.get(option, f"--{_spoken(option)}")
+
+
+def _convert(method: str, parameter: inspect.Parameter, value: Any) -> Any:
+    kind = parameter.annotation
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        expected = " | ".join(map(str, get_args(kind)))
+    else:
+        kind = next((item for item in get_args(kind) if item is not type(None)), kind)
+        expected = getattr(kind, "__name__", str(kind))
+        try:
+            if kind is bool:
+                return {"true": True, "false": False}[str(value).lower()]
+            return kind(value)
+        except (TypeError, ValueError, KeyError):
+            pass
+    raise UsageError(f"{_flag(parameter.name)} of {method}: expected {expected}, found {value}")
