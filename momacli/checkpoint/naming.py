@@ -2,13 +2,15 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from momacli.checkpoint.description import COMPANIONS, CONFIG
 from momacli.checkpoint.header import read_header, shown
 from momacli.checkpoint.provenance import KEY
-from momacli.checkpoint.reader import task_name, weight_files
+from momacli.checkpoint.reader import INDEX, task_name
 from momacli.errors import ConflictError, MomaError, OutputError, UsageError
 
 BASE_NAMES = ("base", "pretrained", "zeroshot")
@@ -26,6 +28,12 @@ class Named:
 def named_inputs(inputs: Sequence[str | Path]) -> list[Named]:
     """Read "PATH" or "NAME=PATH". Raises UsageError, ConflictError for names or paths twice."""
     named = [named_input(item) for item in inputs]
+    for item in named:
+        if not _is_task_name(item.name):
+            raise UsageError(
+                f"{shown(item.name)!r} cannot be the name of a task ({shown(str(item.path))})",
+                hint="give it another with NAME=PATH",
+            )
     twice = [name for name, count in Counter(item.name for item in named).items() if count > 1]
     if twice:
         raise ConflictError(
@@ -47,9 +55,13 @@ def named_input(item: str | Path) -> Named:
         name, path = text.split("=", 1)
     else:
         name, path = task_name(Path(text)), text
-    if not name or name.startswith(".") or "/" in name or "\\" in name:
-        raise UsageError(f"{shown(text)}: {shown(name)!r} cannot be the name of a task")
     return Named(name, Path(path))
+
+
+def _is_task_name(name: str) -> bool:
+    """Whether a name can be a folder's and part of a tensor's name: UTF-8, visible, no path."""
+    plain = name.isprintable() and not set(name) & set("/\\")
+    return plain and bool(name.strip()) and not name.startswith(".")
 
 
 def find_base(named: Sequence[Named], base: str | Path | None) -> tuple[Named, list[Named]]:
@@ -73,44 +85,87 @@ def find_base(named: Sequence[Named], base: str | Path | None) -> tuple[Named, l
 
 
 def choose_output(
-    output: str | Path | None, default: str, *, inputs: Sequence[Path], force: bool
+    output: str | Path | None,
+    default: str,
+    *,
+    inputs: Sequence[Path],
+    force: bool,
+    folder: bool | None = None,
 ) -> Path:
     """Where to write. Raises OutputError if that would lose an input or a stranger's file.
 
     What moma wrote is replaced; anything else only with `force`.
+
+    folder: whether a folder is to be written, so that an existing file is not replaced by one
+        or the other way round; None where the caller does not know yet.
     """
     target = Path(output if output is not None else default)
     place = os.path.realpath(target)
+    if _holds(place, Path.cwd()):
+        raise OutputError(
+            f"the output {target} would replace the folder this runs in",
+            hint="name a new file or folder with -o",
+        )
     for item in inputs:
-        other = os.path.realpath(item)
-        if place == other or other.startswith(place + os.sep):
+        if _holds(place, item):
             raise OutputError(
                 f"the output {target} would overwrite the input {item}",
-                hint="choose another place with -o",
+                hint="choose another place with -o, or leave that input out",
             )
-    if os.path.lexists(target) and not force and not _written_by_moma(target):
+    if not os.path.lexists(target):
+        return target
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OutputError(f"the output {target} is neither a file nor a folder")
+    if folder is not None and target.is_dir() != folder:
+        found, wanted = ("a folder", "a file") if target.is_dir() else ("a file", "a folder")
         raise OutputError(
-            f"{target} exists and was not written by moma",
-            hint="choose another place with -o, or replace it with --force",
+            f"the output {target} is {found}, where {wanted} is to be written",
+            hint="choose another place with -o: a name in .safetensors is a file, others folders",
+        )
+    foreign = list(islice(_not_of_moma(target), 4))
+    if foreign and not force:
+        raise OutputError(
+            f"{target} exists and moma did not write it",
+            details=[shown(str(path)) for path in foreign[:3]] + ["…"][: len(foreign) - 3]
+            if target.is_dir()
+            else [],
+            hint="choose another place with -o, or replace all of it with --force",
         )
     return target
 
 
-def _written_by_moma(target: Path) -> bool:
-    """Whether an output carries a recipe: a file itself, a folder in its weights."""
+def _holds(place: str, path: Path) -> bool:
+    """Whether `path` is the real path `place` or lies within it."""
+    other = os.path.realpath(path)
+    return other == place or other.startswith(place.rstrip(os.sep) + os.sep)
+
+
+def _not_of_moma(target: Path) -> Iterator[Path]:
+    """Yield what replacing an output would lose that moma did not write.
+
+    moma writes weights with a recipe, and beside them what describes a model.
+    """
     if not target.is_dir():
-        files = [target]
-    else:
-        folders = [target, *sorted(item for item in target.iterdir() if item.is_dir())]
-        files = []
-        for folder in folders:
-            try:
-                files += weight_files(folder)[:1]
-            except MomaError:
-                files += sorted(folder.glob("*.safetensors"))[:1]
-        if not files:
-            return not any(target.iterdir())
+        if not _has_recipe(target):
+            yield target
+        return
+    weights = 0
+    for parent, folders, names in os.walk(target):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            if _has_recipe(path):
+                weights += 1
+            elif name not in (CONFIG, INDEX, *COMPANIONS):
+                yield path
+    if not weights and any(target.iterdir()):
+        yield target
+
+
+def _has_recipe(file: Path) -> bool:
+    if file.suffix != ".safetensors":
+        return False
     try:
-        return all(KEY in read_header(file).metadata for file in files)
+        return KEY in read_header(file).metadata
     except MomaError:
         return False

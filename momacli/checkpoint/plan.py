@@ -1,13 +1,13 @@
 """What becomes of every tensor of a merge, decided from headers before any data is read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry, shown
-from momacli.checkpoint.provenance import decode_recipe
+from momacli.checkpoint.provenance import Recipe, decode_recipe
 from momacli.checkpoint.reader import Checkpoint, matches
 from momacli.checkpoint.writer import TensorSpec
-from momacli.errors import ConflictError
+from momacli.errors import CheckpointError, ConflictError, UsageError
 
 TASK_HEADS = "heads."
 """Prefix of head tensors in a file of several tasks: heads.<task>.<name>."""
@@ -18,13 +18,18 @@ class Expert:
     """One fine-tuned copy, or its task vector, and the tensors of its head by their own names."""
 
     checkpoint: Checkpoint
-    heads: dict[str, str]  # the head tensor's own name -> its name in the checkpoint
-    is_task_vector: bool = False
+    heads: Mapping[str, str]  # the head tensor's own name -> its name in the checkpoint
+    vector_of: Recipe | None = None  # how it was made, if it is a task vector
 
     @property
     def name(self) -> str:
         """The task's name."""
         return self.checkpoint.name
+
+    @property
+    def is_task_vector(self) -> bool:
+        """Whether the checkpoint holds theta_t - theta_0 rather than theta_t."""
+        return self.vector_of is not None
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,36 @@ class MergePlan:
 
 def expert_from(checkpoint: Checkpoint, head_names: Iterable[str]) -> Expert:
     """Take a checkpoint for an expert; a file written by `task-vector` is one by its recipe."""
-    recipe = decode_recipe(checkpoint.metadata, checkpoint.path)
-    if recipe is None or recipe.command != "task-vector":
+    recipe = task_vector_recipe(checkpoint)
+    if recipe is None:
         return Expert(checkpoint, {key: key for key in head_names})
     prefix = f"{TASK_HEADS}{recipe.tasks[0]}."
     heads = {own: prefix + own for own in recipe.heads if prefix + own in checkpoint.entries}
-    return Expert(checkpoint, heads, is_task_vector=True)
+    return Expert(checkpoint, heads, recipe)
+
+
+def task_vector_recipe(checkpoint: Checkpoint) -> Recipe | None:
+    """How a task vector was made; None for what is none. Raises CheckpointError if it is odd."""
+    recipe = decode_recipe(checkpoint.metadata, checkpoint.path)
+    if recipe is None or recipe.command != "task-vector":
+        return None
+    if len(recipe.tasks) != 1 or recipe.base is None:
+        raise CheckpointError(
+            f"{checkpoint.path} says it is a task vector, but not of which task and base",
+            hint="write it again with moma task-vector",
+        )
+    return recipe
+
+
+def check_patterns(option: str, patterns: Iterable[str], checkpoints: Iterable[Checkpoint]) -> None:
+    """Refuse glob patterns that match no tensor at all: they are misspelt. Raises UsageError."""
+    names = {key for checkpoint in checkpoints for key in checkpoint.entries}
+    for pattern in patterns:
+        if not any(matches(key, [pattern]) for key in names):
+            raise UsageError(
+                f"{option} {shown(pattern)!r} matches no tensor of any input",
+                hint=f"names look like {shown(min(names, default=''))}",
+            )
 
 
 def plan_merge(
@@ -75,25 +104,26 @@ def plan_merge(
             copied.append(TensorSpec(key, entry.dtype, entry.shape))
     left_out: set[str] = set()
     details: list[str] = []
+    hint = None
     for expert in experts:
-        found = {
-            key: entry
-            for key, entry in expert.checkpoint.entries.items()
-            if key not in expert.heads.values()
-        }
+        heads = set(expert.heads.values())
+        found = {key: e for key, e in expert.checkpoint.entries.items() if key not in heads}
         details += _conflicts(expert, merged, encoder, found, any_dtype=dtype is not None)
-        for key, entry in found.items():
-            if key in encoder:
-                continue
+        unknown = {key: entry for key, entry in found.items() if key not in encoder}
+        for key, entry in unknown.items():
             if matches(key, exclude) or entry.dtype not in MERGEABLE_DTYPES:
                 left_out.add(key)
             else:
                 details.append(f"{expert.name}: {shown(key)}   extra {entry}")
+        hint = hint or _prefix_hint(encoder.keys() - found.keys(), unknown.keys())
     if details:
+        what = (
+            "1 tensor of the experts does"
+            if len(details) == 1
+            else (f"{len(details)} tensors of the experts do")
+        )
         raise ConflictError(
-            f"{len(details)} tensors of the experts do not fit the base {base.path}",
-            details=details,
-            hint=_hint(details),
+            f"{what} not fit the base {base.path}", details=details, hint=hint or _hint(details)
         )
     return MergePlan(base, tuple(experts), tuple(merged), tuple(copied), tuple(sorted(left_out)))
 
@@ -120,6 +150,18 @@ def _conflicts(
         ):
             lines.append(f"{what}   expected dtype {expected.dtype}, found {entry.dtype}")
     return lines
+
+
+def _prefix_hint(missing: Set[str], unknown: Set[str]) -> str | None:
+    """What to say where the same tensors go by names with a prefix here and without one there."""
+    for short, long, whose in ((missing, unknown, "an expert"), (unknown, missing, "the base")):
+        for prefix in sorted({key[: key.index(".") + 1] for key in long if "." in key}):
+            if 2 * sum(prefix + key in long for key in short) > len(short):
+                return (
+                    f"{whose} names the same tensors with {shown(prefix)!r} before them: save "
+                    "base and experts with the same model class"
+                )
+    return None
 
 
 def _hint(details: Sequence[str]) -> str:

@@ -39,11 +39,12 @@ class Recipe:
     heads: Sequence[str] = ()
     tasks: Sequence[str] = ()
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task -> config.json
+    merged: Input | None = None  # what an alignment was fitted to
     tool: str = f"moma {__version__}"
 
     def encode(self) -> str:
-        """Encode as the JSON text that goes into the metadata."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """Encode as the JSON text of the metadata; ASCII, because a path need not be UTF-8."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
 
 def decode_recipe(metadata: Mapping[str, str], source: Path) -> Recipe | None:
@@ -56,36 +57,51 @@ def decode_recipe(metadata: Mapping[str, str], source: Path) -> Recipe | None:
         return Recipe(
             command=str(content["command"]),
             parameters=dict(content["parameters"]),
-            base=None if base is None else Input(**base),
-            inputs=tuple(Input(**item) for item in content["inputs"]),
+            base=None if base is None else _input(base),
+            inputs=tuple(_input(item) for item in content["inputs"]),
             heads=tuple(map(str, content["heads"])),
             tasks=tuple(map(str, content["tasks"])),
-            configs=dict(content["configs"]),
+            configs={task: dict(config) for task, config in content["configs"].items()},
+            merged=None if content["merged"] is None else _input(content["merged"]),
             tool=str(content["tool"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{source}: its record of how it was made cannot be understood",
             hint="it was written by another version of moma, or changed by hand",
         ) from error
 
 
+def _input(content: Mapping[str, Any]) -> Input:
+    files = {str(name): str(digest) for name, digest in content["files"].items()}
+    name, path = str(content["name"]), str(content["path"])
+    return Input(name, path, files, bool(content["task_vector"]))
+
+
 def record_input(
     checkpoint: Checkpoint, output: Path, *, digests: bool, task_vector: bool = False
 ) -> Input:
     """Describe an input of `output`; without `digests`, placeholders of the same length."""
-    files = dict.fromkeys((file.path.name for file in checkpoint.files), UNKNOWN_DIGEST)
+    files = {file.path.name: UNKNOWN_DIGEST for file in checkpoint.files}
     if digests:
         files = checkpoint.sha256()
-    path = os.path.relpath(checkpoint.path.resolve(), output.resolve().parent)
-    return Input(checkpoint.name, Path(path).as_posix(), files, task_vector)
+    return Input(checkpoint.name, relative_path(checkpoint.path, output), files, task_vector)
+
+
+def relative_path(path: Path, output: Path) -> str:
+    """Where an input lies, seen from the folder of the output."""
+    return Path(os.path.relpath(path.resolve(), output.resolve().parent)).as_posix()
+
+
+def input_path(item: Input, output: Path) -> Path:
+    """Where an input that the recipe of `output` names was."""
+    return Path(os.path.normpath(output.resolve().parent / item.path))
 
 
 def open_input(item: Input, output: Path) -> Checkpoint:
     """Open an input that the recipe of `output` names, where it was. Raises CheckpointError."""
-    path = Path(os.path.normpath(output.resolve().parent / item.path))
     try:
-        return Checkpoint.open(path, name=item.name)
+        return Checkpoint.open(input_path(item, output), name=item.name)
     except CheckpointError as error:
         raise CheckpointError(
             f"{output} was made from {item.name}, which cannot be opened: {error.message}",
