@@ -124,7 +124,17 @@ def _from_one(path: Path, checkpoint: Checkpoint, config: Path | None) -> MultiT
         heads = {own: prefix + own for own in recipe.heads if prefix + own in checkpoint.entries}
         own = found
         if config is None and task in recipe.configs:
-            folder = found.folder if found else checkpoint.path.parent
-            own = Description(recipe.configs[task], folder)
+            own = Description(recipe.configs[task], _companions(path, recipe, task))
         tasks[task] = TaskModel(task, checkpoint, encoder | heads, own)
     return MultiTask(path, tasks, recipe, True, [checkpoint])
+
+
+def _companions(path: Path, recipe: Recipe, task: str) -> Path | None:
+    """The folder with the processor files of a task: beside the file, else beside its expert."""
+    beside = [path.parent]
+    for item in recipe.inputs:
+        if item.name == task:
+            expert = path.resolve().parent / item.path
+            beside += [expert, expert.parent]
+    found = (folder for folder in beside if Description({}, folder).companions)
+    return next(found, None)

@@ -21,6 +21,36 @@ def architecture(config: Mapping[str, Any]) -> str:
     return str(names[0]) if isinstance(names, list) and names else ""
 
 
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether the config is of an encoder with a classification head."""
+    return architecture(config).endswith(_CLASSIFIERS)
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """The names of the classes by id2label; an empty list where there is none."""
+    table = config.get("id2label")
+    if not isinstance(table, dict):
+        return []
+    return [str(table[key]) for key in sorted(table, key=int)]
+
+
+def sized_config(
+    config: Mapping[str, Any], entries: Mapping[str, TensorEntry], heads: Sequence[str]
+) -> dict[str, Any]:
+    """The config with as many classes as the head has rows.
+
+    One config.json beside several bare files cannot know the classes of each; names that do
+    not fit are replaced by transformers' own LABEL_0, LABEL_1, ...
+    """
+    rows = [entries[key].shape[0] for key in heads if len(entries[key].shape) == 2]
+    result = dict(config)
+    if rows and len(class_names(config)) != rows[-1]:
+        result["id2label"] = {str(index): f"LABEL_{index}" for index in range(rows[-1])}
+        result["label2id"] = {f"LABEL_{index}": index for index in range(rows[-1])}
+        result.pop("num_labels", None)
+    return result
+
+
 def head_names(
     config: Mapping[str, Any] | None,
     entries: Mapping[str, TensorEntry],
@@ -32,7 +62,7 @@ def head_names(
     """
     if patterns:
         return [key for key in entries if matches(key, patterns)]
-    if config is None or not architecture(config).endswith(_CLASSIFIERS):
+    if config is None or not is_classifier(config):
         return []
     sizes: dict[str, int] = defaultdict(int)
     for key, entry in entries.items():

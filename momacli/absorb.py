@@ -1,0 +1,202 @@
+"""Fold a mask and transforms into the weights of a merged model; nothing is added to it."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from momacli.checkpoint.dtypes import torch_dtype
+from momacli.checkpoint.multitask import MultiTask, TaskModel
+from momacli.checkpoint.multitask_writer import MultiTaskWriter, TaskPart, multitask_writer
+from momacli.checkpoint.naming import choose_output
+from momacli.checkpoint.provenance import Input, Recipe, check_unchanged, open_input, relative_path
+from momacli.checkpoint.reader import Checkpoint, iterate_blocks
+from momacli.checkpoint.writer import TensorSpec
+from momacli.errors import ConflictError, UsageError
+from momacli.progress import Listener, Progress, ignore
+
+if TYPE_CHECKING:
+    from momacli.alignment.alignment import Alignment
+
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class AbsorbReport:
+    """What was written: parameters of each task's model, before and after."""
+
+    output: Path
+    tasks: tuple[str, ...]
+    masked_tensors: int
+    parameters_before: dict[str, int]
+    parameters_after: dict[str, int]
+    seconds: float
+
+
+def absorb(
+    merged: str | Path,
+    alignment: str | Path,
+    *,
+    output: str | Path | None = None,
+    base: str | Path | None = None,
+    force: bool = False,
+    listener: Listener = ignore,
+) -> AbsorbReport:
+    """Write theta_0 + h M * (theta_m - theta_0) with heads W_t A_t (MOMA section 4).
+
+    output: default `aligned/` for a folder, `aligned.safetensors` for a file.
+    base: where the base is now, if it is no longer where the merge found it.
+
+    Raises ConflictError if the alignment was made for another merged model.
+    """
+    from momacli.alignment.alignment import Alignment
+
+    started = time.monotonic()
+    with ExitStack() as stack:
+        model = stack.enter_context(MultiTask.open(Path(merged)))
+        found = Alignment.open(Path(alignment))
+        stack.callback(found.close)
+        _check_fit(model, found, Path(alignment))
+        opened = _open_base(stack, found, Path(alignment), base)
+        target = choose_output(
+            output,
+            "aligned" if model.path.is_dir() else "aligned.safetensors",
+            inputs=[model.path, Path(alignment), opened.path],
+            force=force,
+        )
+        report = write_absorbed(model, found, opened, target, listener=listener)
+        return replace(report, seconds=time.monotonic() - started)
+
+
+def write_absorbed(
+    model: MultiTask,
+    alignment: "Alignment",
+    base: Checkpoint,
+    target: Path,
+    *,
+    listener: Listener = ignore,
+) -> AbsorbReport:
+    """Write the absorbed model of inputs that are known to fit."""
+    heads = set(alignment.recipe.heads)
+    first = next(iter(model.tasks.values()))
+    encoder = [spec for spec in _specs(first) if spec.name not in heads]
+    parts = [
+        TaskPart(task, [spec for spec in _specs(one) if spec.name in heads], one.description)
+        for task, one in model.tasks.items()
+    ]
+    recipe = replace(alignment.recipe, merged=_moved(alignment, target))
+    recipe = _relocated(recipe, alignment.checkpoint.path, target)
+    total = sum(spec.elements for spec in encoder)
+    done = 0
+    with multitask_writer(target, encoder, parts, recipe, as_folder=model.path.is_dir()) as writer:
+        for spec in encoder:
+            _write_encoder(writer, spec, first, alignment, base)
+            done += spec.elements
+            listener(Progress("absorbing", done, total, "parameters"))
+        for part in parts:
+            _write_head(writer, part, model.tasks[part.task], alignment)
+    counts = {task: _count(_specs(one)) for task, one in model.tasks.items()}
+    with MultiTask.open(target) as written:
+        after = {task: _count(_specs(one)) for task, one in written.tasks.items()}
+    masked = sum(alignment.has_mask(spec.name) for spec in encoder)
+    return AbsorbReport(target, tuple(model.tasks), masked, counts, after, 0.0)
+
+
+def record_merged(model: MultiTask, output: Path) -> Input:
+    """Describe a merged model as an input of `output`, with the SHA-256 of all its files.
+
+    The encoder that all task folders share is one file on disk and read once.
+    """
+    files: dict[str, str] = {}
+    known: dict[tuple[int, int], str] = {}
+    for checkpoint in model.checkpoints:
+        prefix = f"{checkpoint.path.name}/" if len(model.checkpoints) > 1 else ""
+        for file in checkpoint.files:
+            if file.identity not in known:
+                known[file.identity] = file.sha256()
+            files[prefix + file.path.name] = known[file.identity]
+    return Input(model.path.name, relative_path(model.path, output), files)
+
+
+def _check_fit(model: MultiTask, alignment: "Alignment", path: Path) -> None:
+    expected = alignment.recipe.merged
+    found = record_merged(model, path)
+    if expected is None or dict(expected.files) != dict(found.files):
+        raise ConflictError(
+            f"{path} was not made for {model.path} as it is now",
+            hint="align again, or give the merged model it was made for",
+        )
+
+
+def _open_base(
+    stack: ExitStack, alignment: "Alignment", path: Path, base: str | Path | None
+) -> Checkpoint:
+    recorded = alignment.recipe.base
+    if base is not None:
+        opened = stack.enter_context(Checkpoint.open(Path(base)))
+    elif recorded is not None:
+        opened = stack.enter_context(open_input(recorded, path))
+    else:
+        raise UsageError(f"{path} does not name its base", hint="give it with --base")
+    if recorded is not None:
+        check_unchanged(recorded, opened, path)
+    return opened
+
+
+def _specs(model: TaskModel) -> list[TensorSpec]:
+    return [TensorSpec(own, entry.dtype, entry.shape) for own, entry in model.entries.items()]
+
+
+def _count(specs: Sequence[TensorSpec]) -> int:
+    return sum(spec.elements for spec in specs)
+
+
+def _write_encoder(
+    writer: MultiTaskWriter,
+    spec: TensorSpec,
+    model: TaskModel,
+    alignment: "Alignment",
+    base: Checkpoint,
+) -> None:
+    from momacli.alignment.mask import masked
+
+    key = model.keys[spec.name]
+    for start, stop in iterate_blocks(spec.elements, BLOCK):
+        theta: Any = model.checkpoint.read_range(key, start, stop)
+        if alignment.has_mask(spec.name):
+            theta_0 = base.read_range(spec.name, start, stop).float()
+            mask = alignment.read_mask(spec.name, start, stop)
+            theta = masked(theta_0, theta.float() - theta_0, mask, alignment.headroom)
+        writer.append(spec.name, theta.to(torch_dtype(spec.dtype, spec.name)))
+
+
+def _write_head(
+    writer: MultiTaskWriter, part: TaskPart, model: TaskModel, alignment: "Alignment"
+) -> None:
+    from momacli.alignment.alignment import folded_head
+
+    for spec in part.heads:
+        values = model.checkpoint.read(model.keys[spec.name])
+        if spec.name == f"{alignment.layer}.weight":
+            values = folded_head(values, alignment.transforms[part.task])
+        writer.append_head(part.task, spec.name, values)
+
+
+def _moved(alignment: "Alignment", target: Path) -> Input | None:
+    merged = alignment.recipe.merged
+    return merged and _relocate(merged, alignment.checkpoint.path, target)
+
+
+def _relocate(item: Input, old: Path, new: Path) -> Input:
+    return replace(item, path=relative_path(old.resolve().parent / item.path, new))
+
+
+def _relocated(recipe: Recipe, old: Path, new: Path) -> Recipe:
+    """The same recipe for another output: its relative paths seen from there."""
+    return replace(
+        recipe,
+        base=recipe.base and _relocate(recipe.base, old, new),
+        inputs=[_relocate(item, old, new) for item in recipe.inputs],
+    )

@@ -1,0 +1,234 @@
+"""Find mask and transforms from unlabeled samples; the only loop, whatever is learned.
+
+Each step is one forward and backward pass of the merged encoder over the samples of all
+tasks together, and a few element-wise passes over its parameters. Fine-tuned encoders are not
+needed here: their features come in ready made.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momacli.alignment.mask import MaskedEncoder, start_value
+from momacli.alignment.objectives import feature_distance, logit_divergence
+from momacli.alignment.settings import Settings
+from momacli.alignment.transforms import PenalisedMatrices, RunningProcrustes, Transforms
+from momacli.errors import DivergenceError
+from momacli.features.procrustes import polar_factor, procrustes
+from momacli.models.interface import Batch, Encoder, Head
+from momacli.progress import Listener, Notice, Progress, ignore
+
+_EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What one task brings: its samples, what its fine-tuned encoder made of them, its head."""
+
+    task: str
+    count: int
+    batch: Callable[[Tensor], Batch]  # indices [n] -> inputs on the encoder's device
+    finetuned: Float[Tensor, "N d"]
+    head: Head
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The result: A_t per task, M per tensor (none without a mask), and what they achieve."""
+
+    transforms: Float[Tensor, "T d d"]
+    masks: Mapping[str, Tensor]
+    headroom: float
+    objective_before: Float[Tensor, " T"]  # of the merged model as it is, A = I
+    objective_after: Float[Tensor, " T"]
+    features_before: Sequence[Float[Tensor, "N d"]]
+    features_after: Sequence[Float[Tensor, "N d"]]  # raw; A_t not applied
+    masked_share: float
+    steps: int
+
+
+def fit_alignment(
+    encoder: Encoder,
+    read_base: Callable[[str], Tensor],
+    tasks: Sequence[TaskData],
+    settings: Settings,
+    *,
+    headroom: float,
+    listener: Listener = ignore,
+) -> Fitted:
+    """Fit transforms and mask to the merged weights that the encoder now holds.
+
+    The encoder is left with the masked weights. The objective on all samples never ends above
+    where it started (the closed form; with learned matrices, the identity): if the steps made
+    it worse, the closed form without a mask is returned.
+
+    Raises DivergenceError, naming step and task, if a loss is not finite.
+    """
+    objective = _objective(settings)
+    before = encode_all(encoder, tasks, "merged features", listener)
+    closed = torch.stack(
+        [procrustes(z_m, task.finetuned) for z_m, task in zip(before, tasks, strict=True)]
+    )
+    identity = torch.eye(closed.shape[-1], device=closed.device).expand_as(closed)
+    raw = _objectives(objective, before, identity, tasks)
+    start = _objectives(objective, before, closed, tasks)
+    unmasked = Fitted(closed, {}, 1.0, raw, start, before, before, 0.0, 0)
+    if settings.mask == "none":
+        return unmasked
+
+    first = start_value(headroom) if settings.start == "merged" else settings.start
+    masked = MaskedEncoder(encoder.parameters, read_base, headroom=headroom, start=first)
+    transforms = _transforms(settings, before, tasks)
+    _descend(encoder, masked, transforms, tasks, settings, objective, listener)
+    masked.release()
+    after = encode_all(encoder, tasks, "aligned features", listener)
+    matrices = _best_transforms(settings, transforms, after, tasks, objective)
+    reached = _objectives(objective, after, matrices, tasks)
+    if reached.sum() > (start if settings.transform == "orthogonal" else raw).sum():
+        listener(Notice("the mask did not lower the objective; only the transforms are kept"))
+        return unmasked
+    return Fitted(
+        matrices,
+        masked.masks(),
+        headroom,
+        raw,
+        reached,
+        before,
+        after,
+        masked.masked_share(),
+        settings.steps,
+    )
+
+
+@torch.no_grad()
+def encode_all(
+    encoder: Encoder, tasks: Sequence[TaskData], stage: str, listener: Listener = ignore
+) -> list[Float[Tensor, "N d"]]:
+    """Return the encoder's features of all samples of each task."""
+    total, done = sum(task.count for task in tasks), 0
+    result = []
+    for task in tasks:
+        parts = []
+        for indices in torch.arange(task.count).split(_EVALUATION_BATCH):
+            parts.append(encoder.features(task.batch(indices)).float())
+            done += len(indices)
+            listener(Progress(stage, done, total, "samples"))
+        result.append(torch.cat(parts))
+    return result
+
+
+def _descend(
+    encoder: Encoder,
+    masked: MaskedEncoder,
+    transforms: Transforms,
+    tasks: Sequence[TaskData],
+    settings: Settings,
+    objective: "_ObjectiveFunction",
+    listener: Listener,
+) -> None:
+    orders = [_shuffled(task, settings) for task in tasks]
+    for step in range(1, settings.steps + 1):
+        picked = [next(order) for order in orders]
+        batches = [task.batch(indices) for task, indices in zip(tasks, picked, strict=True)]
+        features = encoder.features(_together(batches)).float()
+        merged = features.split([len(indices) for indices in picked])
+        finetuned = [task.finetuned[indices] for task, indices in zip(tasks, picked, strict=True)]
+        losses = [
+            objective(z_m @ A.mT, z_t, task.head)
+            for z_m, A, z_t, task in zip(merged, transforms.matrices, finetuned, tasks, strict=True)
+        ]
+        (torch.stack(losses).sum() + transforms.penalty()).backward()
+        values = _finite(losses, tasks, step)
+        masked.step(rate=settings.mask_rate, sparsity=settings.sparsity)
+        transforms.observe([z_m.detach() for z_m in merged], finetuned)
+        listener(Progress("aligning", step, settings.steps, "steps", values))
+
+
+def _shuffled(task: TaskData, settings: Settings) -> Iterator[Tensor]:
+    """Endless batches of indices, every sample once before any comes twice."""
+    text = f"{settings.seed}/{task.task}".encode()
+    seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+    generator = torch.Generator().manual_seed(seed)
+    size = min(settings.batch_size, task.count)
+    while True:
+        order = torch.randperm(task.count, generator=generator)
+        for start in range(0, task.count - size + 1, size):
+            yield order[start : start + size]
+
+
+def _together(batches: Sequence[Batch]) -> Batch:
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def _finite(losses: Sequence[Tensor], tasks: Sequence[TaskData], step: int) -> dict[str, float]:
+    values = torch.stack([loss.detach() for loss in losses]).tolist()
+    named = {task.task: value for task, value in zip(tasks, values, strict=True)}
+    broken = [task for task, value in named.items() if not math.isfinite(value)]
+    if broken:
+        raise DivergenceError(
+            f"step {step}: the loss of {', '.join(broken)} is not finite",
+            hint="lower --mask-rate, or look for broken samples in that task's folder",
+        )
+    return named
+
+
+_ObjectiveFunction = Callable[[Tensor, Tensor, Head], Tensor]
+
+
+def _objective(settings: Settings) -> _ObjectiveFunction:
+    if settings.objective == "logits":
+        return logit_divergence
+    return lambda aligned, finetuned, _head: feature_distance(aligned, finetuned)
+
+
+@torch.no_grad()
+def _objectives(
+    objective: _ObjectiveFunction,
+    merged: Sequence[Tensor],
+    matrices: Tensor,
+    tasks: Sequence[TaskData],
+) -> Float[Tensor, " T"]:
+    return torch.stack(
+        [
+            objective(z_m @ A.mT, task.finetuned, task.head)
+            for z_m, A, task in zip(merged, matrices, tasks, strict=True)
+        ]
+    )
+
+
+def _transforms(
+    settings: Settings, merged: Sequence[Tensor], tasks: Sequence[TaskData]
+) -> Transforms:
+    sums = torch.stack(
+        [task.finetuned.mT @ z_m / len(z_m) for z_m, task in zip(merged, tasks, strict=True)]
+    )
+    if settings.transform == "orthogonal":
+        return RunningProcrustes(sums, memory=settings.memory, solve_every=settings.solve_every)
+    start = torch.eye(sums.shape[-1], device=sums.device).expand_as(sums)
+    return PenalisedMatrices(start, rate=settings.transform_rate, alpha=settings.alpha)
+
+
+@torch.no_grad()
+def _best_transforms(
+    settings: Settings,
+    transforms: Transforms,
+    merged: Sequence[Tensor],
+    tasks: Sequence[TaskData],
+    objective: _ObjectiveFunction,
+) -> Float[Tensor, "T d d"]:
+    """A_t as found on the way or solved anew on all samples, whichever does better there."""
+    found = transforms.matrices.detach()
+    if settings.transform == "penalty" and not settings.project:
+        return found
+    anew = torch.stack(
+        [procrustes(z_m, task.finetuned) for z_m, task in zip(merged, tasks, strict=True)]
+    )
+    candidates = torch.stack([polar_factor(found), anew])
+    scores = torch.stack([_objectives(objective, merged, A, tasks) for A in candidates])
+    best = scores.argmin(dim=0)
+    return candidates[best, torch.arange(len(tasks), device=best.device)]

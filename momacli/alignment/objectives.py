@@ -1,0 +1,31 @@
+"""How well a merged model does a task's job, from features alone; lower is better.
+
+Each objective gives one number a task: the mean over that task's samples.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momacli.models.interface import Head
+
+
+def feature_distance(
+    aligned: Float[Tensor, "n d"], finetuned: Float[Tensor, "n d"]
+) -> Float[Tensor, ""]:
+    """Return E|A z_m - z_t|_2, the norm of each sample not squared (MOMA Eq. 10)."""
+    distances: Tensor = torch.linalg.vector_norm(aligned - finetuned, dim=1)
+    return distances.mean()
+
+
+def logit_divergence(
+    aligned: Float[Tensor, "n d"], finetuned: Float[Tensor, "n d"], head: Head
+) -> Float[Tensor, ""]:
+    """Return KL(softmax(h(z_t)) || softmax(h(A z_m))) through the frozen head.
+
+    The paper argues that logits are what has to agree (MOMA Eq. 2, section 2.4) and optimises
+    features; this optimises logits.
+    """
+    student = torch.log_softmax(head(aligned), dim=1)
+    teacher = torch.log_softmax(head(finetuned), dim=1)
+    return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -1,0 +1,68 @@
+"""How an alignment is run; every default says where it comes from."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from momacli.errors import UsageError
+
+Transform = Literal["orthogonal", "penalty"]
+Objective = Literal["logits", "features"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the joint optimization of mask and transforms (MOMA Eq. 10).
+
+    mask: "element" learns M = sigma(S), one entry per merged parameter; "none" leaves the
+        merged encoder as it is and finds A_t in closed form.
+    transform: "orthogonal" keeps A_t exactly on O(d): the polar factor of the running
+        cross-covariance, solved anew every `solve_every` steps; "penalty" is the paper's soft
+        |A^T A - I| with weight `alpha`, projected on O(d) only if `project` is set.
+    objective: "logits" is KL(fine-tuned || merged) through the frozen heads, "features" the
+        paper's E|A z_m - z_t|_2.
+    headroom: theta = theta_0 + headroom * M * tau; "auto" lets the multi-task vector grow to
+        the norm of the full sum of the task vectors; 1 is the paper's, which can only shrink it.
+    start: initial value of S; "merged" starts at the merged model itself,
+        headroom * sigma(S) = 1. The paper does not give one; 0 halves tau.
+    steps, batch_size: batch_size samples of each task a step; 16 is the paper's for vision.
+    mask_rate: Adam's learning rate for S; 0.1 is the paper's.
+    transform_rate: Adam's learning rate for A where it is learned; 1e-3 is the paper's.
+    sparsity: weight of sum sigma(S)^2; 5e-9 is the paper's L2 weight.
+    seed: of the order of the samples.
+    """
+
+    mask: Literal["element", "none"] = "element"
+    transform: Transform = "orthogonal"
+    objective: Objective = "logits"
+    headroom: float | Literal["auto"] = "auto"
+    start: float | Literal["merged"] = "merged"
+    steps: int = 300
+    batch_size: int = 16
+    mask_rate: float = 0.1
+    transform_rate: float = 1e-3
+    sparsity: float = 5e-9
+    alpha: float = 1.0
+    project: bool = True
+    solve_every: int = 10
+    memory: float = 0.98  # decay a step of the running cross-covariance
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work. Raises UsageError."""
+        for name in ("steps", "batch_size", "solve_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.headroom != "auto" and self.headroom <= 0:
+            raise UsageError(f"headroom must be positive, found {self.headroom}")
+        if self.start == "merged" and self.headroom != "auto" and self.headroom <= 1:
+            raise UsageError(
+                f"a mask with headroom {self.headroom:g} cannot start at the merged model",
+                hint="give a headroom above 1, or a start such as 0",
+            )
+
+
+def paper(base: Settings) -> Settings:
+    """Return the paper's recipe, with what it leaves open filled in as its own text suggests."""
+    return replace(
+        base, transform="penalty", objective="features", headroom=1.0, start=0.0, project=False
+    )

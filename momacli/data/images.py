@@ -1,0 +1,111 @@
+"""Image files to tensors: decoded and prepared once, then at hand for every step.
+
+What fits is kept in memory; the rest in one unnamed temporary file that is mapped.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from math import prod
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from momacli.errors import DataError
+from momacli.progress import Listener, Notice, Progress, ignore
+
+MEMORY_BUDGET = 4 << 30
+"""Bytes of prepared samples a task may keep in memory before they go to a temporary file."""
+
+_CHUNK = 64  # images prepared together
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Prepared inputs of one task, in the order of `files`."""
+
+    files: tuple[Path, ...]
+    values: Tensor  # [N, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def load_images(
+    files: Sequence[Path],
+    prepare: Callable[[Sequence[Image.Image]], Tensor],
+    *,
+    strict: bool = False,
+    stage: str = "decoding",
+    listener: Listener = ignore,
+) -> Samples:
+    """Decode and prepare image files, in order; unreadable ones are left out and named.
+
+    strict: raise DataError at the first unreadable file instead.
+    Raises DataError if none can be read.
+    """
+    kept: list[Path] = []
+    failed: list[str] = []
+    values: Tensor | None = None
+    for chunk in _decoded(files):
+        images = []
+        for path, result in chunk:
+            if isinstance(result, str):
+                failed.append(f"{path}: {result}")
+                if strict:
+                    raise DataError(f"{path} cannot be read: {result}")
+            else:
+                kept.append(path)
+                images.append(result)
+        if images:
+            prepared = prepare(images)
+            if values is None:
+                values = _allocate(len(files), prepared)
+            values[len(kept) - len(images) : len(kept)] = prepared
+        listener(Progress(stage, len(kept) + len(failed), len(files), "images"))
+    if values is None:
+        raise DataError(
+            f"none of the {len(files)} images can be read", details=failed[:5] or ["no files"]
+        )
+    if failed:
+        listener(Notice(f"left out {len(failed)} of {len(files)} images: {'; '.join(failed[:3])}"))
+    return Samples(tuple(kept), values[: len(kept)])
+
+
+def _decoded(
+    files: Sequence[Path],
+) -> Iterator[list[tuple[Path, Image.Image | str]]]:
+    remaining = iter(files)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        while chunk := list(islice(remaining, _CHUNK)):
+            yield list(zip(chunk, pool.map(_decode, chunk), strict=True))
+
+
+def _decode(path: Path) -> Image.Image | str:
+    """The image upright in RGB, or why it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
+                high = upright.getextrema()[1]
+                scale = 257.0 if isinstance(high, (int, float)) and high > 255 else 1.0
+                upright = upright.convert("F").point(lambda value: value / scale).convert("L")
+            return upright.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return str(error) or type(error).__name__
+
+
+def _allocate(count: int, example: Tensor) -> Tensor:
+    shape = (count, *example.shape[1:])
+    size = prod(shape)
+    if size * example.element_size() <= MEMORY_BUDGET:
+        return torch.empty(shape, dtype=example.dtype)
+    with tempfile.NamedTemporaryFile(prefix="moma-samples-") as file:
+        file.truncate(size * example.element_size())
+        flat = torch.from_file(file.name, shared=True, size=size, dtype=example.dtype)
+    return flat.reshape(shape)

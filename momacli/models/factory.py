@@ -1,0 +1,58 @@
+"""Build a `transformers` network from a config.json, without weights and without remote code."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from momacli.errors import ModelError
+from momacli.models.layout import architecture, is_classifier
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """Build the classification model a config describes, with random weights.
+
+    Only classes that ship with transformers are used; `auto_map` is never followed. Raises
+    ModelError for anything else.
+    """
+    name = architecture(config)
+    if not is_classifier(config):
+        raise ModelError(
+            f"the config names {name or 'no architecture'}, which has no classifier",
+            hint="a *ForImageClassification or *ForSequenceClassification model is needed",
+        )
+    with quiet():
+        import transformers
+
+        kind = getattr(transformers, name, None)
+        if kind is None:
+            raise ModelError(
+                f"this version of transformers has no {name}",
+                hint="moma runs no code from a checkpoint; install a version that has it",
+            )
+        plain = {key: value for key, value in config.items() if key != "auto_map"}
+        try:
+            model: nn.Module = kind(kind.config_class.from_dict(plain))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{name} cannot be built from its config.json: {error}") from error
+    return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from writing progress bars and advice to the terminal."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
