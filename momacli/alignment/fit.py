@@ -71,6 +71,13 @@ def fit_alignment(
     """
     objective = _objective(settings)
     before = encode_all(encoder, tasks, "merged features", listener)
+    for z_m, task in zip(before, tasks, strict=True):
+        for whose, features in (("merged", z_m), ("fine-tuned", task.finetuned)):
+            if not bool(torch.isfinite(features).all()):
+                raise DivergenceError(
+                    f"the {whose} model's features of task {task.task} are not finite",
+                    hint="look for broken samples in its folder, or NaN in the checkpoints",
+                )
     closed = torch.stack(
         [procrustes(z_m, task.finetuned) for z_m, task in zip(before, tasks, strict=True)]
     )

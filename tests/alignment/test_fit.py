@@ -1,0 +1,186 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from momacli.alignment.fit import TaskData, fit_alignment
+from momacli.alignment.settings import Settings, paper
+from momacli.errors import DivergenceError, UsageError
+from momacli.features.procrustes import orthogonality_error
+from momacli.models.interface import Head
+from momacli.progress import Progress
+
+
+class Network:
+    """A small encoder in the form `fit_alignment` asks for."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module.requires_grad_(False)
+        self.parameters = dict(module.named_parameters())
+        self.buffers = {}
+
+    def features(self, batch):
+        return self.module(batch["x"])
+
+
+def network(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8))
+
+
+@pytest.fixture
+def problem():
+    """Two experts of one base, merged by task arithmetic; returns a maker of fresh copies."""
+    base = network(0).state_dict()
+    experts = []
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        experts.append(
+            {k: v + 0.3 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
+        )
+    merged = {k: v + 0.5 * sum(e[k] - v for e in experts) for k, v in base.items()}
+
+    def make():
+        encoder = Network(network(0))
+        encoder.module.load_state_dict(merged)
+        tasks = []
+        for number, expert in enumerate(experts):
+            generator = torch.Generator().manual_seed(10 + number)
+            x = torch.randn(64, 6, generator=generator)
+            teacher = network(0)
+            teacher.load_state_dict(expert)
+            head = Head(torch.randn(4, 8, generator=generator), torch.zeros(4))
+            tasks.append(
+                TaskData(
+                    f"task{number}",
+                    64,
+                    lambda indices, x=x: {"x": x[indices]},
+                    teacher(x).detach(),
+                    head,
+                )
+            )
+        return encoder, base.__getitem__, tasks
+
+    return make
+
+
+@pytest.mark.parametrize("objective", ["logits", "features"])
+def test_mask_and_transforms_together_fit_better_than_transforms_alone(problem, objective):
+    settings = Settings(steps=60, objective=objective)
+    alone = fit_alignment(*problem(), replace(settings, mask="none"), headroom=1.0)
+    fitted = fit_alignment(*problem(), settings, headroom=2.0)
+
+    assert fitted.objective_after.sum() < 0.8 * alone.objective_after.sum()
+    assert orthogonality_error(fitted.transforms).max() < 1e-5
+    assert 0 < fitted.masked_share < 1
+
+
+def test_the_encoder_is_left_with_the_masked_weights(problem):
+    encoder, read_base, tasks = problem()
+    merged = {name: value.detach().clone() for name, value in encoder.parameters.items()}
+    fitted = fit_alignment(encoder, read_base, tasks, Settings(steps=20), headroom=2.0)
+
+    for name, value in encoder.parameters.items():
+        theta_0 = read_base(name)
+        expected = theta_0 + 2.0 * fitted.masks[name] * (merged[name] - theta_0)
+        torch.testing.assert_close(value.detach(), expected)
+
+
+def test_without_a_mask_the_weights_stay_and_the_closed_form_is_exact(problem):
+    encoder, read_base, tasks = problem()
+    merged = {name: value.detach().clone() for name, value in encoder.parameters.items()}
+    fitted = fit_alignment(encoder, read_base, tasks, Settings(mask="none"), headroom=1.0)
+
+    assert fitted.masks == {}
+    assert fitted.steps == 0
+    assert all(torch.equal(value, merged[name]) for name, value in encoder.parameters.items())
+    u, _, vh = torch.linalg.svd(tasks[0].finetuned.mT @ fitted.features_before[0])
+    torch.testing.assert_close(fitted.transforms[0], u @ vh, atol=1e-5, rtol=0)
+
+
+def test_the_objective_never_ends_above_its_start_even_with_an_absurd_rate(problem):
+    settings = Settings(steps=3, mask_rate=1e4)
+
+    fitted = fit_alignment(*problem(), settings, headroom=2.0)
+
+    closed = fit_alignment(*problem(), replace(settings, mask="none"), headroom=1.0)
+    assert fitted.objective_after.sum() <= closed.objective_after.sum()
+
+
+def test_the_papers_recipe_lowers_its_objective_with_nearly_orthogonal_matrices(problem):
+    fitted = fit_alignment(*problem(), paper(Settings(steps=150)), headroom=1.0)
+
+    assert fitted.objective_after.sum() < fitted.objective_before.sum()
+    assert 1e-6 < orthogonality_error(fitted.transforms).max() < 0.5
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(problem):
+    settings = Settings(steps=10)
+    first, second = (fit_alignment(*problem(), settings, headroom=2.0) for _ in range(2))
+    other = fit_alignment(*problem(), replace(settings, seed=1), headroom=2.0)
+
+    assert all(torch.equal(mask, second.masks[name]) for name, mask in first.masks.items())
+    assert torch.equal(first.transforms, second.transforms)
+    assert any(not torch.equal(mask, other.masks[name]) for name, mask in first.masks.items())
+
+
+def test_every_step_is_one_forward_pass_over_all_tasks(problem):
+    encoder, read_base, tasks = problem()
+    sizes = []
+    inner = encoder.features
+    encoder.features = lambda batch: sizes.append(len(batch["x"])) or inner(batch)
+    fit_alignment(encoder, read_base, tasks, Settings(steps=7, batch_size=5), headroom=2.0)
+
+    assert sizes.count(10) == 7  # steps: both tasks together
+    assert sum(sizes) == 7 * 10 + 2 * 128  # and one pass over all samples before and after
+
+
+def test_every_sample_is_seen_once_before_any_comes_twice(problem):
+    encoder, read_base, tasks = problem()
+    seen = []
+    inner = tasks[0].batch
+    tasks[0] = replace(tasks[0], batch=lambda i: seen.extend(i.tolist()) or inner(i))
+    fit_alignment(encoder, read_base, tasks, Settings(steps=4, batch_size=16), headroom=2.0)
+
+    assert sorted(seen[64 : 64 + 64]) == list(range(64))  # after the pass for the start
+
+
+def test_progress_carries_the_loss_of_each_task(problem):
+    events = []
+    fit_alignment(*problem(), Settings(steps=3), headroom=2.0, listener=events.append)
+
+    steps = [e for e in events if isinstance(e, Progress) and e.stage == "aligning"]
+    assert [event.done for event in steps] == [1, 2, 3]
+    assert all(set(event.values) == {"task0", "task1"} for event in steps)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_task(problem):
+    encoder, read_base, tasks = problem()
+    calls = []
+    inner = tasks[1].batch
+
+    def breaking(indices):
+        calls.append(indices)
+        return {"x": inner(indices)["x"] / (0.0 if len(calls) == 1 + 3 else 1.0)}
+
+    tasks[1] = replace(tasks[1], batch=breaking)
+
+    with pytest.raises(DivergenceError, match="step 3: the loss of task1"):
+        fit_alignment(encoder, read_base, tasks, Settings(steps=5), headroom=2.0)
+
+
+def test_features_that_are_not_finite_are_refused_before_any_step(problem):
+    encoder, read_base, tasks = problem()
+    tasks[0] = replace(tasks[0], finetuned=tasks[0].finetuned * torch.nan)
+
+    with pytest.raises(DivergenceError, match="fine-tuned model's features of task task0"):
+        fit_alignment(encoder, read_base, tasks, Settings(steps=5), headroom=2.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"batch_size": 0}, {"headroom": -1.0}, {"headroom": 1.0}]
+)
+def test_settings_that_cannot_work_are_refused(wrong):
+    with pytest.raises(UsageError):
+        Settings(**wrong)
