@@ -1,0 +1,30 @@
+"""Isotropic merging in the common subspace (Marczak et al. 2025, arXiv:2502.04959): Iso-C.
+
+Delta = sum_t tau_t = U diag(sigma) V^T becomes lambda * mean(sigma) * U V^T. Matrices only; every
+other tensor, convolution kernels included, is the mean of its task vectors times lambda, as in
+the public code.
+
+The mean is over the singular values that are not rounding, and only their directions are
+raised. The public code takes all min(m, n): the same for a full-rank Delta, but where Delta has
+rank r, as for adapters, it adds min(m, n) - r arbitrary directions of full strength.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momacli.methods._spectral import is_matrix, leading_svd
+
+ELEMENTWISE = False
+
+
+def iso_c(task_vectors: Float[Tensor, "T *shape"], *, lam: float = 1.0) -> Float[Tensor, "*shape"]:
+    """Return lam times the sum of the task vectors with all its singular values made equal.
+
+    lam: the paper's alpha; 1 is FusionBench's. The paper tunes it on validation data.
+    """
+    if not is_matrix(task_vectors):
+        return lam * task_vectors.mean(dim=0)
+    u, sigma, vt = leading_svd(task_vectors.sum(dim=0, dtype=torch.float64))
+    strength = lam * sigma.sum() / max(1, len(sigma))
+    return (strength * (u @ vt)).to(task_vectors.dtype)

@@ -1,0 +1,88 @@
+"""Karcher mean on the sphere (Karcher 1977, CPAM 30(5); merged in arXiv:2603.04972 and mergekit).
+
+The unit vector m that minimizes sum_t w_t angle(m, u_t)^2 over u_t = theta_t / |theta_t|, found by
+m <- exp_m(sum_t w_t log_m(u_t)), with the length sum_t w_t |theta_t|.
+
+For two experts it is slerp. Mergekit stops after 10 steps or at 1e-5; a step costs T^2 operations
+here, so the default runs to convergence. Zero vectors have no direction and only shorten the
+length. Where the u_t cancel there is no single minimum, and the result is the weighted mean
+(mergekit starts from whichever expert comes first).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momacli.errors import UsageError
+from momacli.methods._sphere import (
+    Center,
+    combine,
+    inner_products,
+    mean_direction,
+    shares,
+    unit_products,
+)
+
+ELEMENTWISE = False
+
+_OPPOSITE = -1 + 1e-8  # an expert on the far side of the sphere pulls in no direction
+
+
+def karcher(
+    task_vectors: Float[Tensor, "T *shape"],
+    *,
+    base: Float[Tensor, "*shape"],
+    weights: Float[Tensor, " T"] | None = None,
+    center: Center = "zero",
+    max_steps: int = 100,
+    tol: float = 1e-9,
+    lam: float = 1.0,
+) -> Float[Tensor, "*shape"]:
+    """Return lam times the step from the base to the Karcher mean of the experts.
+
+    base: theta_0 of this tensor; used with center "zero" only.
+    weights: one per expert, default equal; not negative, and only their ratios matter.
+    center: "zero" averages the directions of the weights, as mergekit does; "base" those of the
+        task vectors.
+    max_steps: at most so many steps; mergekit's is 10.
+    tol: stops when a step turns by less, in radians; mergekit's is 1e-5.
+    lam: factor on the result; 1 is mergekit's.
+
+    Raises UsageError for negative weights.
+    """
+    if weights is not None and bool((weights < 0).any()):
+        raise UsageError("karcher needs weights that are not negative")
+    origin = base if center == "zero" else None
+    products = inner_products(task_vectors, origin)
+    cosines, inverse_norms = unit_products(products)
+    w = shares(weights, products)
+    m = mean_direction(cosines, w)
+    if m is None:
+        return lam * combine(w, task_vectors, origin)
+    m = _descend(m, cosines, w * (inverse_norms > 0), max_steps=max_steps, tol=tol)
+    length = (w * products.diagonal().sqrt()).sum()
+    return lam * combine(length * m * inverse_norms, task_vectors, origin)
+
+
+def _descend(
+    m: Float[Tensor, " T"],
+    cosines: Float[Tensor, "T T"],
+    weights: Float[Tensor, " T"],
+    *,
+    max_steps: int,
+    tol: float,
+) -> Float[Tensor, " T"]:
+    """Turn the unit vector sum_t m_t u_t until the directions to the u_t balance."""
+    alpha = weights / weights.sum()
+    for _ in range(max_steps):
+        dots = (cosines @ m).clamp(-1, 1)
+        theta = dots.acos()
+        stretch = torch.where(dots < 1, theta / theta.sin(), 1.0)
+        pull = torch.where(dots > _OPPOSITE, alpha * stretch, 0.0)
+        tangent = pull - (pull @ dots) * m
+        angle = (tangent @ cosines @ tangent).clamp(min=0).sqrt()
+        if angle < tol:
+            break
+        m = angle.cos() * m + angle.sin() / angle * tangent
+        m = m / (m @ cosines @ m).sqrt()
+    return m

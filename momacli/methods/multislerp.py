@@ -1,0 +1,53 @@
+"""Multi-SLERP (Goddard 2025, mergekit; goddard.blog/posts/multislerp-wow-what-a-cool-idea).
+
+u_t = tau_t / |tau_t|, m = sum_t w_t u_t / |sum_t w_t u_t|, tau = (sum_t w_t |tau_t|) m,
+with weights that sum to one.
+
+Mergekit adds a step in the tangent space at m: the weighted mean of u_t - (u_t . m) m, then the
+exponential map. That mean is sum_t w_t u_t without its part along m, which is nothing, for m is
+its direction: the step moves m by rounding only and is left out here. Where the u_t cancel,
+mergekit stops with an error (or, for two, interpolates linearly); here the result is the
+weighted mean.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from momacli.methods._sphere import (
+    Center,
+    combine,
+    inner_products,
+    mean_direction,
+    shares,
+    unit_products,
+)
+
+ELEMENTWISE = False
+
+
+def multislerp(
+    task_vectors: Float[Tensor, "T *shape"],
+    *,
+    base: Float[Tensor, "*shape"],
+    weights: Float[Tensor, " T"] | None = None,
+    center: Center = "base",
+    lam: float = 1.0,
+) -> Float[Tensor, "*shape"]:
+    """Return lam times the mean length along the mean direction of the experts.
+
+    base: theta_0 of this tensor; used with center "zero" only.
+    weights: one per expert, default equal; only their ratios matter, and their sum must not be
+        zero.
+    center: "base" takes directions of task vectors, as mergekit does when it is given a base;
+        "zero" takes those of the weights.
+    lam: factor on the result; 1 is mergekit's.
+    """
+    origin = base if center == "zero" else None
+    products = inner_products(task_vectors, origin)
+    cosines, inverse_norms = unit_products(products)
+    w = shares(weights, products)
+    m = mean_direction(cosines, w)
+    if m is None:
+        return lam * combine(w, task_vectors, origin)
+    length = (w * products.diagonal().sqrt()).sum()
+    return lam * combine(length * m * inverse_norms, task_vectors, origin)

@@ -1,0 +1,75 @@
+"""Normalized-weight spherical interpolation (Goddard 2024, mergekit).
+
+tau = sin((1-t) omega)/sin omega * tau_1 + sin(t omega)/sin omega * tau_2 with
+t = w_2 / (w_1 + w_2), where omega is the angle between the two task vectors of one tensor
+(center "base") or between the weights themselves (center "zero", mergekit without a base).
+Parallel and zero vectors are interpolated linearly; for zero vectors mergekit takes the angle
+to be 90 degrees.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momacli.errors import UsageError
+from momacli.methods._sphere import Center, combine, inner_products, slerp_coefficients
+
+ELEMENTWISE = False
+MAX_EXPERTS = 2
+
+
+def nuslerp(
+    task_vectors: Float[Tensor, "T *shape"],
+    *,
+    base: Float[Tensor, "*shape"],
+    weights: Float[Tensor, " T"] | None = None,
+    center: Center = "base",
+    scope: Literal["tensor", "row", "column"] = "tensor",
+    lam: float = 1.0,
+) -> Float[Tensor, "*shape"]:
+    """Return lam times the point between two task vectors that their weights point to.
+
+    base: theta_0 of this tensor; used with center "zero" only.
+    weights: one per expert, default equal; only their ratio matters, and two that cancel count
+        as equal (mergekit's rule).
+    center: "base" interpolates task vectors, as mergekit does when it is given a base; "zero"
+        interpolates weights.
+    scope: one angle for the whole "tensor" (mergekit's default), one per "row" (a vector along
+        the last dimension; mergekit's nuslerp_flatten false) or one per "column" (along the
+        first; its nuslerp_row_wise true). Tensors below two dimensions are taken whole.
+    lam: factor on the result; 1 is mergekit's.
+
+    Raises UsageError for more than two experts. A single one is returned as it is.
+    """
+    T = task_vectors.shape[0]
+    if T > MAX_EXPERTS:
+        raise UsageError(
+            f"nuslerp interpolates between at most two experts, found {T}",
+            hint="multislerp and karcher take any number",
+        )
+    if T == 1:
+        return lam * task_vectors[0]
+    t = 0.5
+    if weights is not None and abs(float(weights.sum())) >= 1e-6:
+        t = float(weights[1] / weights.sum())
+    origin = base if center == "zero" else None
+    cosine = _cosine(task_vectors, origin, scope)
+    c = slerp_coefficients(cosine, t=t, threshold=1.0)
+    return lam * combine(c, task_vectors, origin)
+
+
+def _cosine(
+    task_vectors: Float[Tensor, "2 *shape"], base: Float[Tensor, "*shape"] | None, scope: str
+) -> Float[Tensor, "..."]:
+    """The cosine between the two vectors, or between each pair of rows or columns, kept dims."""
+    if scope == "tensor" or task_vectors.ndim < 3:
+        products = inner_products(task_vectors, base)
+        return products[0, 1] / (products[0, 0] * products[1, 1]).sqrt()
+    v = task_vectors.double() + (0.0 if base is None else base.double())
+    if scope == "column":
+        v = v.movedim(1, -1)
+    lengths: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    cosine = v.prod(dim=0).sum(dim=-1, keepdim=True) / lengths.prod(dim=0)
+    return cosine.movedim(-1, 0) if scope == "column" else cosine
