@@ -1,10 +1,11 @@
 """How an alignment is run; every default says where it comes from."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from momacli.errors import UsageError
 
+Mask = Literal["element", "none"]
 Transform = Literal["orthogonal", "penalty"]
 Objective = Literal["logits", "features"]
 
@@ -31,7 +32,7 @@ class Settings:
     seed: of the order of the samples.
     """
 
-    mask: Literal["element", "none"] = "element"
+    mask: Mask = "element"
     transform: Transform = "orthogonal"
     objective: Objective = "logits"
     headroom: float | Literal["auto"] = "auto"
@@ -49,6 +50,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work. Raises UsageError."""
+        for name, kind in (("mask", Mask), ("transform", Transform), ("objective", Objective)):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(
+                    f"{name}: expected {' or '.join(get_args(kind))}, found {getattr(self, name)}"
+                )
         for name in ("steps", "batch_size", "solve_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")

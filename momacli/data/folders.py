@@ -46,7 +46,9 @@ def _image_files(folder: Path) -> Iterable[Path]:
     pending = [(folder, frozenset({os.path.realpath(folder)}))]
     while pending:
         current, above = pending.pop()
-        for entry in os.scandir(current):
+        with os.scandir(current) as found:
+            entries = list(found)
+        for entry in entries:
             path = Path(entry.path)
             if entry.is_dir():
                 place = os.path.realpath(entry.path)

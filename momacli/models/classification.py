@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from momacli.checkpoint.header import TensorEntry, shown
+from momacli.checkpoint.escaping import shown
+from momacli.checkpoint.header import TensorEntry
 from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import ModelError
 from momacli.models.factory import build, quiet

@@ -1,0 +1,83 @@
+import pytest
+
+from momacli.data.folders import image_files, labels_of, task_folders
+from momacli.errors import DataError
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+def test_each_task_gets_the_folder_of_its_name(tmp_path):
+    for task in ("b", "a", "unused"):
+        (tmp_path / task).mkdir()
+
+    assert task_folders(tmp_path, ["a", "b"]) == {"a": tmp_path / "a", "b": tmp_path / "b"}
+
+
+def test_unmatched_tasks_and_folders_are_listed_together(tmp_path):
+    (tmp_path / "mnits").mkdir()
+
+    with pytest.raises(DataError) as caught:
+        task_folders(tmp_path, ["mnist", "svhn"])
+
+    assert caught.value.details == (
+        "mnist: no folder",
+        "svhn: no folder",
+        "mnits/: no task of this name",
+    )
+
+
+def test_a_single_task_may_have_its_images_right_in_the_data_folder(tmp_path):
+    touch(tmp_path / "one.png")
+
+    assert task_folders(tmp_path, ["anything"]) == {"anything": tmp_path}
+
+
+def test_a_missing_data_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        task_folders(tmp_path / "nowhere", ["a"])
+
+
+def test_images_are_found_at_any_depth_in_a_fixed_order_and_other_files_are_not(tmp_path):
+    wanted = [touch(tmp_path / name) for name in ("a/1.PNG", "a/b/2.jpeg", "c.webp")]
+    touch(tmp_path / "notes.txt")
+    touch(tmp_path / ".hidden/3.png")
+
+    assert image_files(tmp_path) == sorted(wanted)
+
+
+def test_a_loop_of_links_ends(tmp_path):
+    wanted = touch(tmp_path / "a/1.png")
+    (tmp_path / "a/again").symlink_to(tmp_path, target_is_directory=True)
+
+    assert image_files(tmp_path / "a")[0] == wanted
+    assert len(image_files(tmp_path)) == 1
+
+
+def test_a_folder_without_images_is_an_error_that_says_what_counts_as_one(tmp_path):
+    with pytest.raises(DataError) as caught:
+        image_files(tmp_path)
+
+    assert ".png" in str(caught.value)
+
+
+def test_labels_come_from_class_folders_by_name_or_number(tmp_path):
+    files = [tmp_path / name for name in ("cat/1.png", "dog/x/2.png", "0/3.png")]
+
+    assert labels_of(tmp_path, files, ["dog", "cat"]) == [1, 0, 0]
+
+
+def test_a_class_folder_the_model_does_not_know_is_named_with_the_known_ones(tmp_path):
+    with pytest.raises(DataError) as caught:
+        labels_of(tmp_path, [tmp_path / "bird/1.png"], ["dog", "cat"])
+
+    assert caught.value.details == ("bird",)
+    assert "dog, cat" in str(caught.value.hint)
+
+
+def test_images_outside_any_class_folder_are_refused_as_labels(tmp_path):
+    with pytest.raises(DataError):
+        labels_of(tmp_path, [tmp_path / "1.png"], ["dog", "cat"])

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from momacli.data import images
+from momacli.data.images import load_images
+from momacli.errors import DataError
+from momacli.progress import Notice
+
+
+def prepare(pictures):
+    return torch.stack([torch.from_numpy(np.array(picture)).float() for picture in pictures])
+
+
+def save(path, array, mode=None, **options):
+    Image.fromarray(array, mode).save(path, **options)
+    return path
+
+
+def grey(value: int) -> np.ndarray:
+    return np.full((4, 6), value, np.uint8)
+
+
+def test_samples_keep_the_order_of_their_files(tmp_path):
+    files = [save(tmp_path / f"{value:03}.png", grey(value)) for value in range(150)]
+
+    samples = load_images(files, prepare)
+
+    assert samples.files == tuple(files)
+    assert samples.values[:, 0, 0, 0].tolist() == list(range(150))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "1", "CMYK", "I;16"])
+def test_every_kind_of_image_becomes_rgb_of_the_same_brightness(tmp_path, mode):
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((4, 6), 257 * 204, np.uint16))
+    else:
+        picture = Image.fromarray(grey(255 if mode == "1" else 204)).convert("RGB").convert(mode)
+    path = tmp_path / ("x.tif" if mode in ("CMYK", "I;16") else "x.png")
+    picture.save(path)
+
+    values = load_images([path], prepare).values
+
+    assert values.shape == (1, 4, 6, 3)
+    assert (values - (255 if mode == "1" else 204)).abs().max() <= 1
+
+
+def test_an_image_is_turned_upright_by_its_exif_entry(tmp_path):
+    array = np.zeros((4, 6, 3), np.uint8)
+    array[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    Image.fromarray(array).save(tmp_path / "x.png", exif=exif)
+
+    values = load_images([tmp_path / "x.png"], prepare).values[0]
+
+    assert values.shape == (6, 4, 3)
+    assert values[:, -1].min() == 255
+
+
+def test_unreadable_images_are_left_out_counted_and_named(tmp_path):
+    good = save(tmp_path / "a.png", grey(1))
+    cut = tmp_path / "b.png"
+    cut.write_bytes(good.read_bytes()[:40])
+    text = tmp_path / "c.png"
+    text.write_text("not an image")
+    events = []
+
+    samples = load_images([good, cut, text], prepare, listener=events.append)
+
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert samples.files == (good,)
+    assert len(samples.values) == 1
+    assert len(notices) == 1
+    assert "2 of 3" in notices[0]
+    assert "b.png" in notices[0]
+
+
+def test_strict_stops_at_the_first_unreadable_image(tmp_path):
+    text = tmp_path / "c.png"
+    text.write_text("not an image")
+
+    with pytest.raises(DataError, match=r"c\.png"):
+        load_images([text], prepare, strict=True)
+
+
+def test_only_unreadable_images_are_an_error(tmp_path):
+    text = tmp_path / "c.png"
+    text.write_text("not an image")
+
+    with pytest.raises(DataError, match="none of the 1 images"):
+        load_images([text], prepare)
+
+
+def test_samples_beyond_the_memory_budget_are_mapped_and_equal(tmp_path, monkeypatch):
+    files = [save(tmp_path / f"{value:03}.png", grey(value)) for value in range(70)]
+    expected = load_images(files, prepare).values
+    monkeypatch.setattr(images, "MEMORY_BUDGET", 100)
+
+    found = load_images(files, prepare).values
+
+    assert torch.equal(found, expected)
