@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from momacli.checkpoint.header import shown
-from momacli.checkpoint.plan import MergePlan
+from momacli.checkpoint.escaping import shown
+from momacli.checkpoint.header import MERGEABLE_DTYPES
+from momacli.checkpoint.plan import Expert, MergePlan
 from momacli.checkpoint.reader import iterate_blocks
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
@@ -40,6 +41,35 @@ def bytes_to_read(plan: MergePlan) -> dict[str, int]:
     checkpoints = [plan.base, *(expert.checkpoint for expert in plan.experts)]
     tables = [checkpoint.entries for checkpoint in checkpoints]
     return {spec.name: sum(table[spec.name].nbytes for table in tables) for spec in plan.merged}
+
+
+def rounded(values: "Tensor", spec: TensorSpec) -> "Tensor":
+    """Round once, to the type written. Raises ConflictError where that cannot hold a value."""
+    import torch
+
+    from momacli.checkpoint.dtypes import torch_dtype
+
+    result = values.to(torch_dtype(spec.dtype, spec.name))
+    if not bool(torch.isfinite(result).all()):
+        raise ConflictError(
+            f"tensor {shown(spec.name)} of the result has values beyond {spec.dtype}",
+            hint="try a smaller --lambda, --weights that do not cancel, or another --dtype",
+        )
+    return result
+
+
+def read_head(expert: Expert, key: str) -> "Tensor":
+    """Read a head tensor, to be carried along. Raises ConflictError where it is not finite."""
+    import torch
+
+    values = expert.checkpoint.read(key)
+    floating = expert.checkpoint.entries[key].dtype in MERGEABLE_DTYPES
+    if floating and not bool(torch.isfinite(values).all()):
+        raise ConflictError(
+            f"head tensor {shown(key)} of {expert.checkpoint.path} holds NaN or infinity",
+            hint="the model is broken; leave it out",
+        )
+    return values
 
 
 def _read_block(plan: MergePlan, key: str, start: int, stop: int) -> Block:

@@ -8,10 +8,11 @@ from itertools import islice
 from pathlib import Path
 
 from momacli.checkpoint.description import COMPANIONS, CONFIG
-from momacli.checkpoint.header import read_header, shown
+from momacli.checkpoint.escaping import shown
+from momacli.checkpoint.header import read_header
 from momacli.checkpoint.provenance import KEY
 from momacli.checkpoint.reader import INDEX, task_name
-from momacli.errors import ConflictError, MomaError, OutputError, UsageError
+from momacli.errors import CheckpointError, ConflictError, MomaError, OutputError, UsageError
 
 BASE_NAMES = ("base", "pretrained", "zeroshot")
 """Names by which an input is taken for the base; in use in public checkpoint folders."""
@@ -26,7 +27,11 @@ class Named:
 
 
 def named_inputs(inputs: Sequence[str | Path]) -> list[Named]:
-    """Read "PATH" or "NAME=PATH". Raises UsageError, ConflictError for names or paths twice."""
+    """Read "PATH" or "NAME=PATH".
+
+    Raises CheckpointError for paths that do not exist, ConflictError for names or paths given
+    twice, UsageError for a name that cannot be a task's.
+    """
     named = [named_input(item) for item in inputs]
     for item in named:
         if not _is_task_name(item.name):
@@ -34,6 +39,15 @@ def named_inputs(inputs: Sequence[str | Path]) -> list[Named]:
                 f"{shown(item.name)!r} cannot be the name of a task ({shown(str(item.path))})",
                 hint="give it another with NAME=PATH",
             )
+    absent = [str(item.path) for item in named if not os.path.lexists(item.path)]
+    if absent:
+        raise CheckpointError(
+            f"{absent[0]} does not exist"
+            if len(absent) == 1
+            else f"{len(absent)} of the {len(named)} inputs do not exist",
+            details=absent if len(absent) > 1 else [],
+            hint="check the path and its spelling",
+        )
     twice = [name for name, count in Counter(item.name for item in named).items() if count > 1]
     if twice:
         raise ConflictError(
@@ -79,7 +93,7 @@ def find_base(named: Sequence[Named], base: str | Path | None) -> tuple[Named, l
             hint="say which with --base",
         )
     raise UsageError(
-        f"no base: none of the {len(named)} inputs is named {' or '.join(BASE_NAMES)}",
+        f"no base: no input is named {', '.join(BASE_NAMES[:-1])} or {BASE_NAMES[-1]}",
         hint="say which checkpoint the experts were fine-tuned from with --base PATH",
     )
 

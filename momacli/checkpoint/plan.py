@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry, shown
+from momacli.checkpoint.escaping import shown
+from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry
 from momacli.checkpoint.provenance import Recipe, decode_recipe
 from momacli.checkpoint.reader import Checkpoint, matches
 from momacli.checkpoint.writer import TensorSpec

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,12 @@ class Method:
         known = self.options
         unknown = [key for key in options if key not in known]
         if unknown:
-            names = ", ".join(_flag(key) for key in known) or "none"
-            wrong = ", ".join(_flag(key) for key in unknown)
-            raise UsageError(f"method {self.name} has no option {wrong}", hint=f"it has: {names}")
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = "it has: " + (", ".join(map(option_flag, known)) or "none")
+            raise UsageError(
+                f"method {self.name} has no option {', '.join(map(option_flag, unknown))}",
+                hint=f"did you mean {option_flag(near[0])}?" if near else hint,
+            )
         return {key: _convert(self.name, known[key], value) for key, value in options.items()}
 
 
@@ -54,13 +58,19 @@ def method_names() -> list[str]:
     return sorted(_spoken(file.stem) for file in files if not file.stem.startswith("_"))
 
 
+def known_method(name: str) -> str:
+    """A method's name as the catalog has it. Raises UsageError, with the nearest, if unknown."""
+    spoken, names = _spoken(name), method_names()
+    if spoken not in names:
+        near = difflib.get_close_matches(spoken, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+        raise UsageError(f"there is no merge method {name}", hint=hint)
+    return spoken
+
+
 def load_method(name: str) -> Method:
     """Import one method by its name. Raises UsageError, with the nearest name, if unknown."""
-    spoken = _spoken(name)
-    if spoken not in method_names():
-        near = difflib.get_close_matches(spoken, method_names(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(method_names())}"
-        raise UsageError(f"there is no merge method {name}", hint=hint)
+    spoken = known_method(name)
     stem = spoken.replace("-", "_")
     module: ModuleType = importlib.import_module(f"momacli.methods.{stem}")
     function = getattr(module, stem)
@@ -83,8 +93,10 @@ def _spoken(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _flag(option: str) -> str:
-    return {"lam": "--lambda"}.get(option, f"--{_spoken(option)}")
+def option_flag(option: str) -> str:
+    """An option of a method as the command line takes it."""
+    own = {"lam": "--lambda", "density": "--density", "aggregate": "--aggregate"}
+    return own.get(option, f"--set {_spoken(option)}")
 
 
 def _convert(method: str, parameter: inspect.Parameter, value: Any) -> Any:
@@ -99,7 +111,11 @@ def _convert(method: str, parameter: inspect.Parameter, value: Any) -> Any:
         try:
             if kind is bool:
                 return {"true": True, "false": False}[str(value).lower()]
-            return kind(value)
-        except (TypeError, ValueError, KeyError):
+            converted = kind(value)
+            if kind is str or (math.isfinite(converted) and converted == float(value)):
+                return converted
+        except (TypeError, ValueError, KeyError, OverflowError):
             pass
-    raise UsageError(f"{_flag(parameter.name)} of {method}: expected {expected}, found {value}")
+    raise UsageError(
+        f"{option_flag(parameter.name)} of {method}: expected {expected}, found {value}"
+    )

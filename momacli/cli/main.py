@@ -1,0 +1,146 @@
+"""The command `moma`: reads the arguments, runs one command, turns what goes wrong into text."""
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn, cast
+
+from momacli.errors import MomaError, UsageError
+
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+_NO_MEMORY = ("can't allocate memory", "out of memory")
+"""How torch's errors, which are plain RuntimeErrors, say it."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks the run to end; whatever it has begun is cleaned up on the way out."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its status."""
+    _open_standard_streams()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit status.
+
+    0 done, 1 failed, 2 wrong usage, 128 + n stopped by signal n (141: nobody reads the output).
+    """
+    try:
+        with _stopped_by_signals():
+            status = _invoke(arguments)
+            sys.stdout.flush()
+            return status
+    except Stopped as stop:
+        return 128 + stop.number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        _drop_stdout()
+        return 128 + 13  # SIGPIPE
+    except Exception as error:
+        known = _explained(error)
+        if known is None:
+            raise  # a bug in moma: its traceback is what a report needs
+        from momacli.cli.console import say_error
+
+        if isinstance(error, OSError):
+            _drop_stdout()
+        say_error(known)
+        return known.exit_code
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    import typer
+
+    from momacli.cli.commands import app
+
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("moma", list(arguments) or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as stop:  # after --help or --version
+        return stop.exit_code
+    except cast("type[Exception]", typer.BadParameter.__base__) as error:  # click's UsageError
+        raise _usage(error) from error
+    return 0
+
+
+def _usage(error: Any) -> UsageError:
+    """A wrong command line, in our own words."""
+    message = str(error.format_message()).rstrip(".")
+    path = error.ctx.command_path if error.ctx else "moma"
+    return UsageError(message[:1].lower() + message[1:], hint=f"see {path} --help")
+
+
+def _explained(error: Exception) -> MomaError | None:
+    """An error for people, or None for one that only a developer understands."""
+    if isinstance(error, MomaError):
+        return error
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "make room and run the same command again" if full else None
+        return MomaError(f"{place}{error.strerror or error}", hint=hint)
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        return MomaError("not enough memory", hint="close other programs, or use a larger machine")
+    return None
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Raise Stopped on the first signal that asks to end; further ones wait for the clean-up.
+
+    A signal that is ignored already, as under nohup, stays so.
+    """
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    previous = {}
+    for number in _SIGNALS:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            previous[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _open_standard_streams() -> None:
+    """Give closed standard streams somewhere to go, lest an output file takes their number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the locale, no text is an error
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_stdout() -> None:
+    """Let what is still buffered for a reader that is gone go nowhere."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

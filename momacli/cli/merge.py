@@ -1,0 +1,223 @@
+"""`moma merge`: several fine-tuned models into one, without data."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from momacli.errors import UsageError
+
+if TYPE_CHECKING:
+    from momacli.merge import MergeReport
+
+
+def merge(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CKPT",
+            help="Safetensors files, model folders or task vectors; NAME=PATH names the task. "
+            "One of them may be the base, by its name: base, pretrained or zeroshot.",
+            show_default=False,
+        ),
+    ],
+    method: Annotated[
+        str, typer.Option(help="How to merge; `moma methods` lists the methods.")
+    ] = "task-arithmetic",
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="CKPT", help="The model that the experts were fine-tuned from."),
+    ] = None,
+    lam: Annotated[
+        float | None,
+        typer.Option("--lambda", help="Factor on the multi-task vector; each method has its own."),
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Share of entries that are kept of each task vector.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W,W,...",
+            help="A weight per expert in the order given, or NAME=W,NAME=W with 1 for the others; "
+            "a negative weight makes the model forget the task.",
+        ),
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            metavar="global|tensor",
+            help="Whether thresholds are of the whole model (default) or of each tensor.",
+        ),
+    ] = None,
+    aggregate: Annotated[
+        str | None,
+        typer.Option(metavar="mean|sum", help="How ties joins the entries that agree in sign."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the methods that draw random numbers.")] = 0,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="OPTION=VALUE",
+            help="Any option of the method, as `moma methods METHOD` lists them; repeatable.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Type of the merged tensors: float32, bfloat16, float16, float64; default the "
+            "base's. Computed in float32 and rounded once.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Take these tensors from the base; repeatable."),
+    ] = None,
+    heads: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="These tensors are classifier heads, kept per task; needed only where "
+            "config.json does not tell. Repeatable.",
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A config.json for inputs that have none beside them."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="A name in .safetensors is a file, any other a folder with one loadable model "
+            "per task. Default merged.safetensors, or merged/ where the experts are folders.",
+        ),
+    ] = None,
+    other_base: Annotated[
+        bool,
+        typer.Option("--other-base", help="Add task vectors to a base they were not taken from."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an output that moma did not write.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, from the headers alone.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON instead of the output's path.")
+    ] = False,
+) -> None:
+    """Merge fine-tuned models of one base into one model of its size, without data.
+
+    Classifier heads are not merged but kept per task; integer tensors come from the base.
+    Prints the path of the output.
+    """
+    options = _options(assignments or [], lam=lam, density=density, aggregate=aggregate)
+    factors = None if weights is None else _weights(weights)
+
+    from momacli.cli.console import print_json, print_path, say
+    from momacli.cli.listening import listening
+    from momacli.merge import merge as merge_checkpoints
+
+    with listening() as listener:
+        report = merge_checkpoints(
+            checkpoints,
+            method=method,
+            base=base,
+            output=output,
+            options=options,
+            weights=factors,
+            scope=scope,  # type: ignore[arg-type]  # the verb refuses all but its two words
+            seed=seed,
+            dtype=dtype,
+            exclude=exclude or [],
+            heads=heads or [],
+            config=config,
+            other_base=other_base,
+            force=force,
+            dry_run=dry_run,
+            listener=listener,
+        )
+    summary = summary_lines(report)
+    if dry_run and not as_json:
+        print("\n".join(summary))
+        return
+    for line in summary:
+        say(line)
+    if as_json:
+        print_json(report)
+    else:
+        print_path(report.output)
+
+
+def _options(assignments: list[str], **flags: Any) -> dict[str, Any]:
+    """The method's options from --set and from the flags of the common ones."""
+    options = {key: value for key, value in flags.items() if value is not None}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        key = name.strip().replace("-", "_")
+        key = "lam" if key == "lambda" else key
+        if not equals or not key:
+            raise UsageError(f"--set: expected OPTION=VALUE, found {text}")
+        if key in options:
+            raise UsageError(f"option {name} is given twice")
+        options[key] = value.strip()
+    return options
+
+
+def _weights(text: str) -> list[float] | dict[str, float]:
+    """Read "1,0.5" or "mnist=1,svhn=0.5"."""
+    named: dict[str, float] = {}
+    plain: list[float] = []
+    for item in text.split(","):
+        name, equals, number = item.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise UsageError(f"--weights: expected a number, found {number!r}") from None
+        if abs(value) == float("inf") or value != value:
+            raise UsageError(f"--weights: expected a finite number, found {number}")
+        if not equals:
+            plain.append(value)
+        elif name.strip() in named:
+            raise UsageError(f"--weights names {name.strip()} twice")
+        else:
+            named[name.strip()] = value
+    if plain and named:
+        raise UsageError("--weights: give a name to every number or to none")
+    return named or plain
+
+
+def summary_lines(report: "MergeReport") -> list[str]:
+    """What a merge did, for people."""
+    from momacli.cli.console import amount, duration, names, settings
+
+    doing = "would merge" if report.dry_run else "merged"
+    how = f" ({settings(report.parameters)})" if report.parameters else ""
+    experts = "1 expert" if len(report.tasks) == 1 else f"{len(report.tasks)} experts"
+    tensors = [f"{report.merged} merged ({amount(report.merged_parameters)} parameters)"]
+    if report.copied:
+        tensors.append(f"{len(report.copied)} from the base ({names(report.copied)})")
+    if report.carried:
+        tensors.append(f"{report.carried} of heads carried along")
+    lines = [
+        f"{doing} {experts} by {report.method}{how}",
+        f"  base     {report.base}",
+        f"  experts  {names(report.tasks, 20)}",
+        f"  tensors  {', '.join(tensors)}",
+    ]
+    if report.left_out:
+        lines.append(f"  left out {len(report.left_out)} of experts: {names(report.left_out)}")
+    if report.base_head:
+        lines.append(f"  left out the base's own head: {names(report.base_head)}")
+    if report.changed_share is not None:
+        lines.append(f"  changed  {report.changed_share:.1%} of the merged parameters")
+    size = amount(report.nbytes, "bytes")
+    if report.dry_run:
+        lines.append(f"  output   {report.output} ({size})")
+    else:
+        lines.append(f"  wrote    {report.output} ({size}) in {duration(report.seconds)}")
+    return lines

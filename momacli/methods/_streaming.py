@@ -1,0 +1,130 @@
+"""A merge method applied to a whole model, a block of one tensor at a time."""
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from momacli.checkpoint.blocks import BLOCK, Block, bytes_to_read, read_blocks, rounded
+from momacli.checkpoint.plan import MergePlan
+from momacli.checkpoint.writer import TensorSpec
+from momacli.methods._catalog import Method
+from momacli.progress import Listener, Progress
+
+Scope = Literal["global", "tensor"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive merged values of one tensor, in the type they are written in."""
+
+    name: str
+    values: Tensor  # flat
+    changed: int  # how many differ from the base
+
+
+@dataclass(frozen=True)
+class StreamedMerge:
+    """A plan and a method with all its settings: what is left is arithmetic."""
+
+    plan: MergePlan
+    method: Method
+    options: Mapping[str, Any]
+    weights: Mapping[str, float] | None  # by task
+    scope: Scope
+    seed: int
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Everything of the method that determines the result, defaults included."""
+        known = self.method.options
+        values = {key: item.default for key, item in known.items() if item.default is not None}
+        values |= self.options
+        if self.method.first_pass:
+            values["scope"] = self.scope
+        if self.weights is not None:
+            values["weights"] = dict(self.weights)
+        if self.method.takes("generators"):
+            values["seed"] = self.seed
+        return values
+
+    def parts(self, listener: Listener) -> Iterator[Part]:
+        """Compute the merged tensors, in the order of the plan.
+
+        Raises ConflictError where an input or the result is not finite.
+        """
+        sizes = bytes_to_read(self.plan)
+        statistic = None
+        if self.method.first_pass and self.scope == "global":
+            statistic = self._first_pass(sizes, listener)
+        for checkpoint in (self.plan.base, *(item.checkpoint for item in self.plan.experts)):
+            checkpoint.start_hash()
+        read = 0.0
+        for spec in self.plan.merged:
+            for part in self._tensor(spec, statistic):
+                yield part
+                read += sizes[spec.name] * part.values.numel() / spec.elements
+                listener(Progress("merging", round(read), sum(sizes.values()), "bytes"))
+
+    def _first_pass(self, sizes: Mapping[str, int], listener: Listener) -> Any:
+        assert self.method.first_pass is not None
+        wanted = inspect.signature(self.method.first_pass).parameters
+        values = {**self.options, "weights": self._weight_tensor()}
+        known = {key: value for key, value in values.items() if key in wanted}
+        passes = 0
+
+        def stacks() -> Iterator[Tensor]:
+            nonlocal passes
+            passes += 1
+            stage, read = f"measuring, pass {passes}", 0.0
+            for spec in self.plan.merged:
+                for block in read_blocks(self.plan, spec):
+                    yield block.taus.float()
+                    read += sizes[spec.name] * block.theta_0.numel() / spec.elements
+                    listener(Progress(stage, round(read), sum(sizes.values()), "bytes"))
+
+        return self.method.first_pass(stacks, **known)
+
+    def _tensor(self, spec: TensorSpec, statistic: Any) -> Iterator[Part]:
+        whole = not self.method.elementwise or (
+            self.method.first_pass is not None and statistic is None
+        )
+        generators = self._generators(spec.name) if self.method.takes("generators") else None
+        for block in read_blocks(self.plan, spec, size=max(1, spec.elements) if whole else BLOCK):
+            shape = spec.shape if whole else block.theta_0.shape
+            available = {
+                "base": block.theta_0.reshape(shape),
+                "weights": self._weight_tensor(),
+                "generators": generators,
+                "statistic": statistic,
+                "name": spec.name,
+            }
+            values = {key: item for key, item in available.items() if self.method.takes(key)}
+            tau = self.method.function(block.taus.reshape(-1, *shape), **self.options, **values)
+            merged = rounded(_add(block, tau.reshape(-1)), spec)
+            yield Part(spec.name, merged, int((merged != block.theta_0.to(merged.dtype)).sum()))
+
+    def _weight_tensor(self) -> Tensor | None:
+        if self.weights is None:
+            return None
+        return torch.tensor([self.weights[expert.name] for expert in self.plan.experts])
+
+    def _generators(self, key: str) -> list[torch.Generator]:
+        """One generator per expert, seeded by (seed, task, tensor): the same in any order."""
+        seeds = (f"{self.seed}/{expert.name}/{key}".encode() for expert in self.plan.experts)
+        digests = (hashlib.sha256(text).digest() for text in seeds)
+        return [
+            torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            for digest in digests
+        ]
+
+
+def _add(block: Block, tau: Tensor) -> Tensor:
+    """theta_0 + tau; with one expert and its whole task vector, exactly that expert."""
+    if block.theta_1 is not None and bool((tau == block.taus[0]).all()):
+        return block.theta_1
+    return block.theta_0 + tau

@@ -1,0 +1,1 @@
+"""Sums taken in one pass, from which the rest follows."""

@@ -1,0 +1,86 @@
+"""Small real models, built once, and shape annotations that are checked while tests run."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+_CHECKED = (
+    "momacli.methods",
+    "momacli.alignment",
+    "momacli.features",
+    "momacli.models.interface",
+)
+install_import_hook(_CHECKED, "beartype.beartype")  # before any of them is imported
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "birds": ("gull", "owl"),
+    "cats": ("lion", "lynx", "puma"),
+    "dogs": ("collie", "husky", "mastiff", "poodle", "whippet"),
+}
+"""The tasks of the tiny models, and the classes of each."""
+
+
+@pytest.fixture(scope="session")
+def vit_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model folders `base` and one for each task, as save_pretrained writes them.
+
+    The base has no head. An expert is the base plus a small random step, with a head of its own.
+    Shared by all tests: not to be written to.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    root = tmp_path_factory.mktemp("vit_folders")
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    torch.manual_seed(0)
+    for task, classes in {"base": ("none",), **CLASSES}.items():
+        config = transformers.ViTConfig(
+            **sizes,
+            id2label=dict(enumerate(classes)),
+            label2id={label: i for i, label in enumerate(classes)},
+        )
+        transformers.ViTForImageClassification(config).save_pretrained(root / task)
+        (root / task / "preprocessor_config.json").write_text('{"size": 8}\n')
+    _as_experts(root)
+    return root
+
+
+def _as_experts(root: Path) -> None:
+    """Make the models of one folder a base without a head and its fine-tuned copies."""
+    base = load_file(root / "base" / "model.safetensors")
+    encoder = {key: value for key, value in base.items() if not key.startswith("classifier.")}
+    save_file(encoder, root / "base" / "model.safetensors", metadata={"format": "pt"})
+    for seed, task in enumerate(CLASSES):
+        file = root / task / "model.safetensors"
+        generator = torch.Generator().manual_seed(seed)
+        moved = {
+            key: value + 0.02 * torch.randn(value.shape, generator=generator)
+            for key, value in encoder.items()
+        }
+        save_file(load_file(file) | moved, file, metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="session")
+def vit_files(vit_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same models as bare files, `base.safetensors` and so on.
+
+    One config.json beside them says what they are. Shared: not to be written to.
+    """
+    root = tmp_path_factory.mktemp("vit_files")
+    for task in ("base", *CLASSES):
+        shutil.copyfile(vit_folders / task / "model.safetensors", root / f"{task}.safetensors")
+    shutil.copyfile(vit_folders / "base" / "config.json", root / "config.json")
+    return root
