@@ -5,13 +5,7 @@ from typing import Annotated
 import typer
 
 from momacli import __version__
-from momacli.cli.absorb import absorb
-from momacli.cli.align import align
-from momacli.cli.demo import demo
-from momacli.cli.evaluate import evaluate
-from momacli.cli.merge import merge
-from momacli.cli.methods import methods
-from momacli.cli.task_vector import task_vector
+from momacli.cli import absorb, align, demo, evaluate, merge, methods, task_vector
 
 app = typer.Typer(
     rich_markup_mode=None,  # plain help starts in half the time
@@ -19,13 +13,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("task-vector")(task_vector)
-app.command("merge")(merge)
-app.command("align")(align)
-app.command("absorb")(absorb)
-app.command("evaluate")(evaluate)
-app.command("methods")(methods)
-app.command("demo")(demo)
+app.command("task-vector", epilog=task_vector.EPILOG)(task_vector.task_vector)
+app.command("merge", epilog=merge.EPILOG)(merge.merge)
+app.command("align", epilog=align.EPILOG)(align.align)
+app.command("absorb", epilog=absorb.EPILOG)(absorb.absorb)
+app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("methods")(methods.methods)
+app.command("demo")(demo.demo)
 
 
 def _print_version(wanted: bool) -> None:

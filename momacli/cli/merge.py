@@ -9,6 +9,8 @@ from momacli.errors import UsageError
 if TYPE_CHECKING:
     from momacli.merge import MergeReport
 
+EPILOG = "Example: moma merge ckpts/*.safetensors --method ties --density 0.2"
+
 
 def merge(
     checkpoints: Annotated[

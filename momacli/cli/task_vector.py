@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from momacli.cli.console import Table
     from momacli.task_vector import TaskVectorReport
 
+EPILOG = "Example: moma task-vector base.safetensors mnist.safetensors svhn.safetensors"
+
 
 def task_vector(
     base: Annotated[
