@@ -1,7 +1,7 @@
 """The transforms A_t, one per task, while they are being found."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 from momacli.features.procrustes import polar_factor
 
 
+@runtime_checkable
 class Transforms(Protocol):
     """A set of matrices A [T, d, d] that learns from the batches that pass by."""
 

@@ -5,7 +5,7 @@ A head here is the first linear layer after the features: the one that absorbs A
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ class Head:
         return torch.nn.functional.linear(features, self.weight, self.bias)
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """A built network whose weights are replaced at will, by the names of the checkpoint."""
 
