@@ -1,7 +1,6 @@
 """Small real models, built once, and shape annotations that are checked while tests run."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -17,13 +16,7 @@ install_import_hook(_CHECKED, "beartype.beartype")  # before any of them is impo
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-
-CLASSES: Mapping[str, tuple[str, ...]] = {
-    "birds": ("gull", "owl"),
-    "cats": ("lion", "lynx", "puma"),
-    "dogs": ("collie", "husky", "mastiff", "poodle", "whippet"),
-}
-"""The tasks of the tiny models, and the classes of each."""
+from tiny_models import CLASSES  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +46,8 @@ def vit_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
             label2id={label: i for i, label in enumerate(classes)},
         )
         transformers.ViTForImageClassification(config).save_pretrained(root / task)
-        (root / task / "preprocessor_config.json").write_text('{"size": 8}\n')
+        size = {"height": 8, "width": 8}
+        transformers.ViTImageProcessor(size=size).save_pretrained(root / task)
     _as_experts(root)
     return root
 
@@ -83,4 +77,22 @@ def vit_files(vit_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for task in ("base", *CLASSES):
         shutil.copyfile(vit_folders / task / "model.safetensors", root / f"{task}.safetensors")
     shutil.copyfile(vit_folders / "base" / "config.json", root / "config.json")
+    return root
+
+
+@pytest.fixture(scope="session")
+def vit_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `unlabeled/<task>/*.png` and `labeled/<task>/<class>/*.png` of random images."""
+    import numpy
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("vit_images")
+    draw = numpy.random.default_rng(0)
+    for task, classes in CLASSES.items():
+        for number in range(40):
+            label = classes[number % len(classes)]
+            for folder in (root / "unlabeled" / task, root / "labeled" / task / label):
+                folder.mkdir(parents=True, exist_ok=True)
+                pixels = draw.integers(0, 256, (8, 8, 3), dtype=numpy.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:02}.png")
     return root

@@ -130,11 +130,10 @@ def _from_one(path: Path, checkpoint: Checkpoint, config: Path | None) -> MultiT
 
 
 def _companions(path: Path, recipe: Recipe, task: str) -> Path | None:
-    """The folder with the processor files of a task: beside the file, else beside its expert."""
-    beside = [path.parent]
-    for item in recipe.inputs:
-        if item.name == task:
-            expert = path.resolve().parent / item.path
-            beside += [expert, expert.parent]
-    found = (folder for folder in beside if Description({}, folder).companions)
-    return next(found, None)
+    """The folder with the processor files of a task: beside the file, its expert's, the base's."""
+    inputs = [item for item in recipe.inputs if item.name == task]
+    places = [path.parent]
+    for item in [*inputs, *([recipe.base] if recipe.base else [])]:
+        checkpoint = path.resolve().parent / item.path
+        places += [checkpoint, checkpoint.parent]
+    return next((folder for folder in places if Description({}, folder).companions), None)
