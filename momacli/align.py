@@ -1,5 +1,6 @@
 """Align a merged model with its experts' heads from unlabeled data, at the original size."""
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from momacli.checkpoint.provenance import (
     record_input,
 )
 from momacli.checkpoint.reader import Checkpoint, iterate_blocks
+from momacli.checkpoint.staging import staged_file
 from momacli.errors import ConflictError, ModelError, UsageError
 from momacli.progress import Listener, Notice, ignore
 
@@ -278,21 +280,19 @@ def _run(inputs: _Inputs, report: AlignReport) -> AlignReport:
         configs=inputs.recipe.configs,
         merged=record_merged(inputs.model, inputs.alignment),
     )
-    write_alignment(
-        inputs.alignment,
-        {task.task: A for task, A in zip(tasks, fitted.transforms, strict=True)},
-        fitted.masks,
-        headroom=fitted.headroom,
-        layer=classifier.head_name,
-        recipe=recipe,
-    )
-    alignment = Alignment.open(inputs.alignment)
-    try:
-        absorbed = write_absorbed(
-            inputs.model, alignment, inputs.base, inputs.target, listener=inputs.listener
+    with staged_file(inputs.alignment) as staged:
+        write_alignment(
+            staged,
+            {task.task: A for task, A in zip(tasks, fitted.transforms, strict=True)},
+            fitted.masks,
+            headroom=fitted.headroom,
+            layer=classifier.head_name,
+            recipe=recipe,
         )
-    finally:
-        alignment.close()
+        with contextlib.closing(Alignment.open(staged)) as alignment:
+            absorbed = write_absorbed(
+                inputs.model, alignment, inputs.base, inputs.target, listener=inputs.listener
+            )
     if absorbed.parameters_after != absorbed.parameters_before:
         raise ModelError(f"{inputs.target} does not have as many parameters as the merged model")
     differences = _verify(inputs, tasks, fitted)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from momacli.checkpoint.provenance import KEY, Recipe, decode_recipe
 from momacli.checkpoint.reader import Checkpoint
-from momacli.checkpoint.staging import staged_file
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 from momacli.errors import CheckpointError
 
@@ -78,7 +77,7 @@ def write_alignment(
     layer: str,
     recipe: Recipe,
 ) -> None:
-    """Write an alignment file; the previous one stays until the new one is complete."""
+    """Write an alignment to `path` directly: stage it first."""
     tensors = {_TRANSFORM + task: matrix.float().cpu() for task, matrix in transforms.items()}
     tensors |= {_MASK + name: mask.float() for name, mask in masks.items()}
     specs = [TensorSpec(name, "F32", tuple(value.shape)) for name, value in tensors.items()]
@@ -87,7 +86,7 @@ def write_alignment(
         KEY: recipe.encode(),
         _ALIGNMENT_KEY: json.dumps({"headroom": headroom, "layer": layer}),
     }
-    with staged_file(path) as staged, CheckpointWriter(staged, specs, metadata) as writer:
+    with CheckpointWriter(path, specs, metadata) as writer:
         for name, value in tensors.items():
             writer.append(name, value)
 
