@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from momacli.checkpoint.reader import Checkpoint, read_json
+from momacli.checkpoint.index import read_json
+from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import CheckpointError
 
 CONFIG = "config.json"

@@ -2,7 +2,8 @@
 
 import torch
 
-from momacli.errors import CheckpointError, UsageError
+from momacli.checkpoint.escaping import shown
+from momacli.errors import CheckpointError, OutputError, UsageError
 
 _TORCH = {
     "F64": torch.float64,
@@ -24,8 +25,15 @@ _TORCH = {
     "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
+if hasattr(torch, "float8_e8m0fnu"):  # torch 2.7
+    _TORCH["F8_E8M0"] = torch.float8_e8m0fnu
 _CODES = {dtype: code for code, dtype in _TORCH.items()}
 _OPTIONS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def is_held(code: str) -> bool:
+    """Whether torch has a type for a format code; it has none of four or six bits."""
+    return code in _TORCH
 
 
 def torch_dtype(code: str, what: str) -> torch.dtype:
@@ -36,7 +44,9 @@ def torch_dtype(code: str, what: str) -> torch.dtype:
 
 
 def dtype_code(dtype: torch.dtype) -> str:
-    """The format's code of a torch type."""
+    """The format's code of a torch type. Raises OutputError if there is none."""
+    if dtype not in _CODES:
+        raise OutputError(f"a safetensors file cannot hold {dtype}")
     return _CODES[dtype]
 
 
@@ -45,5 +55,7 @@ def parse_dtype(text: str) -> str:
     aliases = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
     name = aliases.get(text.lower(), text.lower())
     if name not in _OPTIONS:
-        raise UsageError(f"unknown dtype {text}", hint=f"choose one of {', '.join(_OPTIONS)}")
+        raise UsageError(
+            f"unknown dtype {shown(text)}", hint=f"choose one of {', '.join(_OPTIONS)}"
+        )
     return _OPTIONS[name]

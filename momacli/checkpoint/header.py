@@ -7,21 +7,22 @@ for what the file really holds: https://github.com/huggingface/safetensors#forma
 """
 
 import json
-import os
-import stat
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
+from momacli.checkpoint.escaping import shown, shown_path
+from momacli.checkpoint.source import Source
 from momacli.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
 MAX_DIMENSIONS = 64
-"""More than any tensor has; keeps a hostile header from costing time."""
+"""What torch can hold."""
 
 DTYPE_BITS: Mapping[str, int] = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64,
@@ -34,6 +35,17 @@ DTYPE_BITS: Mapping[str, int] = {
 
 MERGEABLE_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 """Types that task vectors can be formed of."""
+
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
+_TWICE: Any = object()  # key under which a JSON object remembers a name it was given twice
+
+_FORMATS = (
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x1f\x8b", "a gzip archive"),
+)
+"""First bytes of what else weights come in."""
 
 
 @dataclass(frozen=True)
@@ -77,36 +89,26 @@ def read_header(path: Path) -> Header:
     Raises CheckpointError, naming the file, for anything that is not a whole, sound file:
     truncated, overlapping, padded, mistyped, or another kind of file altogether.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
-    try:
-        return parse_header(path, descriptor)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
+    with Source(path) as source:
+        return parse_header(source)
 
 
-def parse_header(path: Path, descriptor: int) -> Header:
-    """Like `read_header`, on an open descriptor; `path` is for the messages."""
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise CheckpointError(f"{path} is {kind}, expected a .safetensors file")
-    size = status.st_size
-    prefix = os.pread(descriptor, 512, 0)
-    _refuse_other_formats(path, prefix, size)
+def parse_header(source: Source) -> Header:
+    """Like `read_header`, of an open file."""
+    path, size = source.path, source.size
+    prefix = source.read(512, 0)
     length = int.from_bytes(prefix[:8], "little")
+    if size < 8 or length > MAX_HEADER_BYTES:
+        _refuse_other_formats(path, prefix)
+    if size < 8:
+        _damaged(path, f"it has {size} bytes, too few for a header")
     if length > MAX_HEADER_BYTES:
         _damaged(path, f"its header claims {length} bytes, more than the format allows")
+    if length == 0:
+        _damaged(path, "its header is empty")
     if 8 + length > size:
         _damaged(path, f"its header claims {length} bytes, the file has {size}")
-    raw = os.pread(descriptor, length, 8)
-    if len(raw) < length:
-        _damaged(path, "it became shorter while it was read")
-    content = _parse_json(path, raw)
+    content = _parse_json(path, source.read(length, 8))
     metadata = _metadata(path, content.pop("__metadata__", {}))
     data_start = 8 + length
     found = [_entry(path, name, value, data_start) for name, value in content.items()]
@@ -115,58 +117,101 @@ def parse_header(path: Path, descriptor: int) -> Header:
     return Header({entry.name: entry for entry in entries}, metadata, data_start, size)
 
 
-def _refuse_other_formats(path: Path, prefix: bytes, size: int) -> None:
-    if size == 0:
-        raise CheckpointError(f"{path} is empty", hint="download or copy it again")
-    if prefix.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a git-lfs pointer, not the weights", hint="run: git lfs pull"
-        )
-    if prefix.lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path} is a web page, not weights", hint="download it again")
+def is_pickle(prefix: bytes) -> bool:
+    """Whether these first bytes are of a bare pickle or of a zip archive, as PyTorch writes it."""
+    if len(prefix) >= 8 and int.from_bytes(prefix[:8], "little") <= MAX_HEADER_BYTES:
+        return False  # a header of 640 bytes begins like a pickle
+    bare = prefix[:1] == b"\x80" and 2 <= int.from_bytes(prefix[1:2], "little") <= 5
+    return bare or prefix[:4] == b"PK\x03\x04"
+
+
+def _refuse_other_formats(path: Path, prefix: bytes) -> None:
+    name = shown_path(path)
+    if not prefix:
+        raise CheckpointError(f"{name} is empty", hint="download or copy it again")
     if is_pickle(prefix):
         raise CheckpointError(
-            f"{path} is a pickle, which can run code when it is loaded; moma does not read it",
-            hint="convert it to safetensors where you trust it",
+            f"{name} is a pickle or zip archive, which can run code when it is loaded",
+            hint="have it saved as safetensors by whoever you have it from",
         )
-    if size < 8 or len(prefix) < 8:
-        _damaged(path, f"it has {size} bytes, not even a header")
-
-
-def is_pickle(prefix: bytes) -> bool:
-    """Whether these first bytes are of a PyTorch zip archive or a bare pickle."""
-    return prefix[:4] == b"PK\x03\x04" or (
-        prefix[:1] == b"\x80" and prefix[1:2] in b"\x02\x03\x04\x05"
-    )
+    if prefix.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{name} is a git-lfs pointer, not the weights", hint="run: git lfs pull"
+        )
+    if prefix.lstrip().startswith(b"<"):
+        raise CheckpointError(f"{name} is a web page, not weights", hint="download it again")
+    for first, what in _FORMATS:
+        if prefix.startswith(first):
+            raise CheckpointError(f"{name} is {what}, expected safetensors")
+    text = prefix.decode("utf-8", "ignore")
+    if b"\0" not in prefix and len(text.encode()) > len(prefix) - 4:
+        raise CheckpointError(f"{name} is a text, not weights; it begins: {shown(text, 40)}")
 
 
 def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                _damaged(path, f"its header names {shown(key)} twice")
-            result[key] = value
-        return result
-
-    try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError):
-        _damaged(path, "its header is not valid JSON")
-    if not isinstance(content, dict):
+    if raw[:1] != b"{":
         _damaged(path, "its header is not a JSON object")
+    try:
+        content: dict[Any, Any] = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_table,
+            parse_int=_natural,
+            parse_float=_no_number,
+            parse_constant=_no_number,
+        )
+    except (ValueError, RecursionError):
+        _damaged(path, "its header is not valid JSON")
+    if _TWICE in content:
+        _damaged(path, f"its header names {shown(content[_TWICE])} twice")
+    if not all(map(is_unicode, content)):
+        _damaged(path, "the name of a tensor is not valid Unicode")
     return content
 
 
+def _table(pairs: Sequence[tuple[str, Any]]) -> dict[Any, Any]:
+    """Make a table of a JSON object, remembering a name that it was given twice."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        [(table[_TWICE], _)] = Counter(name for name, _ in pairs).most_common(1)
+    return table
+
+
+def _natural(digits: str) -> int:
+    """Read an integer of the format's range, 0 to 2^63 - 1; -1 stands for any other."""
+    if len(digits) > 19 or digits[0] == "-":
+        return -1
+    value = int(digits)
+    return value if value < 1 << 63 else -1
+
+
+def _no_number(_: str) -> int:
+    return -1
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON can spell half a surrogate pair, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _metadata(path: Path, value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+    if isinstance(value, dict) and _TWICE in value:
+        _damaged(path, f"its __metadata__ names {shown(value[_TWICE])} twice")
+    if not isinstance(value, dict) or not all(
+        isinstance(item, str) and is_unicode(key + item) for key, item in value.items()
+    ):
         _damaged(path, "its __metadata__ is not a table of strings")
     return value
 
 
 def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry:
     what = f"tensor {shown(name)}"
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+    if isinstance(value, dict) and _TWICE in value:
+        _damaged(path, f"{what} has {shown(value[_TWICE])} twice")
+    if not isinstance(value, dict) or value.keys() != _ENTRY_KEYS:
         _damaged(path, f"{what} lacks dtype, shape and data_offsets, or has more than these")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
@@ -175,20 +220,21 @@ def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry
         _damaged(path, f"{what} has an impossible shape")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         _damaged(path, f"{what} has impossible data_offsets")
+    if prod(filter(None, shape)) >= 1 << 63:
+        _damaged(path, f"{what} has an impossible shape")
     bits = prod(shape) * DTYPE_BITS[dtype]
     if bits != 8 * (offsets[1] - offsets[0]):
-        found = offsets[1] - offsets[0]
-        _damaged(path, f"{what}: expected {bits / 8:g} bytes for {dtype}{shape}, found {found}")
+        expected, found = f"{bits / 8:.15g} bytes for {dtype}{shape}", offsets[1] - offsets[0]
+        _damaged(path, f"{what}: expected {expected}, found {found}")
     return TensorEntry(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
 def _naturals(value: object) -> bool:
-    return isinstance(value, list) and all(
-        type(item) is int and 0 <= item < 1 << 63 for item in value
-    )
+    """Whether this is a list of integers, as `_natural` reads them; true and false are none."""
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _check_coverage(path: Path, entries: list[TensorEntry], data_start: int, size: int) -> None:
+def _check_coverage(path: Path, entries: Sequence[TensorEntry], data_start: int, size: int) -> None:
     position = data_start
     for entry in entries:
         if entry.start < position:
@@ -197,26 +243,17 @@ def _check_coverage(path: Path, entries: list[TensorEntry], data_start: int, siz
             _damaged(path, f"there is a hole before tensor {shown(entry.name)}")
         position = entry.stop
     if position > size:
-        _damaged(path, f"it is truncated: expected {position} bytes, found {size}")
+        cut = next(entry for entry in entries if entry.stop > size)
+        _damaged(
+            path,
+            f"it is cut off in tensor {shown(cut.name)}: expected {position} bytes, found {size}",
+        )
     if position < size:
         _damaged(path, f"{size - position} bytes follow after the last tensor")
 
 
-def shown(text: str, limit: int = 120) -> str:
-    """Text from a file as a message may show it: control characters escaped, cut if long."""
-    escaped = "".join(_printable(text[: limit + 1]))
-    return escaped if len(text) <= limit else escaped[:limit] + "…"
-
-
-def _printable(text: str) -> Iterator[str]:
-    for character in text:
-        if character.isprintable():
-            yield character
-        else:
-            yield character.encode("unicode_escape", "backslashreplace").decode("ascii")
-
-
 def _damaged(path: Path, why: str) -> NoReturn:
     raise CheckpointError(
-        f"{path} is not a sound safetensors file: {why}", hint="download or write it again"
+        f"{shown_path(path)} is not a sound safetensors file: {why}",
+        hint="download or write it again",
     )

@@ -7,17 +7,19 @@ an error that names it.
 """
 
 import fnmatch
-import hashlib
-import json
-import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from momacli.checkpoint.header import Header, TensorEntry, parse_header, shown
+from momacli.checkpoint.escaping import shown, shown_path
+from momacli.checkpoint.hashing import BackgroundHash
+from momacli.checkpoint.header import Header, TensorEntry, is_pickle, parse_header
+from momacli.checkpoint.index import read_index
+from momacli.checkpoint.source import Source, unreadable
 from momacli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -26,30 +28,38 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+_HASHED_GAP = 1 << 26
+"""Bytes left out between two reads that are hashed on the way, such as those of a head."""
+
 
 class TensorFile:
     """One open safetensors file, hashed from the bytes that pass by anyway."""
 
     def __init__(self, path: Path):
         self.path = path
+        self._source = Source(path)
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
-        try:
-            self.header: Header = parse_header(path, self._descriptor)
+            self.header: Header = parse_header(self._source)
         except BaseException:
-            os.close(self._descriptor)
+            self._source.close()
             raise
-        self._digest = hashlib.sha256()
-        self._hashed = 0  # bytes from the start that the digest has seen
+        self._hash = BackgroundHash()
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode: the same for two names of one file."""
+        return self._source.identity
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill the buffer with the bytes from `offset` on. Raises CheckpointError if cut short."""
-        self._pread(buffer, offset)
-        if self._hashed == offset:
-            self._digest.update(buffer)
-            self._hashed += len(buffer)
+        """Fill the buffer with the bytes from `offset` on.
+
+        Raises CheckpointError if the file was cut short or written to since it was opened.
+        """
+        self._source.read_into(buffer, offset)
+        position = self._hash.length
+        if position and offset - _HASHED_GAP <= position < offset + len(buffer):
+            self._hash_up_to(offset)
+            self._hash.update(buffer[self._hash.length - offset :])
 
     def start_hash(self) -> None:
         """Hash what is read from now on, so that `sha256` need not read it again."""
@@ -58,35 +68,16 @@ class TensorFile:
     def sha256(self) -> str:
         """SHA-256 of the whole file, reading only what has not passed by in order."""
         self._hash_up_to(self.header.file_size)
-        return self._digest.hexdigest()
+        return self._hash.hexdigest()
 
     def _hash_up_to(self, stop: int) -> None:
-        while self._hashed < stop:
-            block = memoryview(bytearray(min(1 << 20, stop - self._hashed)))
-            self._pread(block, self._hashed)
-            self._digest.update(block)
-            self._hashed += len(block)
-
-    def _pread(self, buffer: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
-            except OSError as error:
-                raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
-            if count == 0:
-                raise CheckpointError(
-                    f"{self.path} became shorter while it was read: expected "
-                    f"{self.header.file_size} bytes, found {offset + done}",
-                    hint="let nothing write to the inputs during a run",
-                )
-            done += count
+        while (position := self._hash.length) < stop:
+            self._hash.update(self._source.read(min(1 << 20, stop - position), position))
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._hash.close()
+        self._source.close()
 
 
 class Checkpoint:
@@ -100,62 +91,88 @@ class Checkpoint:
         self.name = name
         self.files = tuple(files)
         self._where: dict[str, tuple[TensorFile, TensorEntry]] = {}
+        twice = []
         for file in self.files:
             for key, entry in file.header.entries.items():
                 if key in self._where:
-                    raise CheckpointError(
-                        f"{path} holds tensor {shown(key)} in two files: "
-                        f"{self._where[key][0].path.name} and {file.path.name}"
-                    )
+                    first = shown_path(Path(self._where[key][0].path.name))
+                    second = shown_path(Path(file.path.name))
+                    twice.append(f"{shown(key)}: in {first} and in {second}")
                 self._where[key] = (file, entry)
+        if twice:
+            raise CheckpointError(
+                f"{shown_path(path)} holds tensors in more than one of its files",
+                details=twice,
+                hint="download or save the folder again; shards of two models may be mixed",
+            )
 
     @classmethod
     def open(cls, path: Path, *, name: str | None = None) -> "Checkpoint":
         """Open a file or folder. Raises CheckpointError, naming what is damaged or missing."""
+        parts, index = _weight_files(path)
         with ExitStack() as stack:
             files = []
-            for part in weight_files(path):
+            for part in parts:
                 file = TensorFile(part)
                 stack.callback(file.close)
                 files.append(file)
             checkpoint = cls(path, name or task_name(path), files)
-            if path.is_dir():
-                _check_index(path, checkpoint)
+            if index is not None:
+                _check_index(path / INDEX, index, checkpoint)
             stack.pop_all()
             return checkpoint
 
-    @property
-    def entries(self) -> dict[str, TensorEntry]:
+    @cached_property
+    def entries(self) -> Mapping[str, TensorEntry]:
         """Every tensor's header entry, in the order of the data on disk."""
         return {key: entry for key, (_, entry) in self._where.items()}
 
-    @property
+    @cached_property
     def is_folder(self) -> bool:
         """Whether this is a model folder rather than a bare file."""
         return self.path.is_dir()
 
-    @cached_property
+    @property
     def metadata(self) -> Mapping[str, str]:
         """The first file's metadata."""
         return self.files[0].header.metadata
 
     def read(self, key: str) -> "Tensor":
-        """Read one tensor, in its own type, into memory of its own."""
+        """Read one tensor, in its own type, into memory of its own.
+
+        A tensor of a type that torch lacks comes as its bytes, flat: enough to carry it along.
+        """
+        from momacli.checkpoint.dtypes import is_held
+
         entry = self._where[key][1]
+        if not is_held(entry.dtype):
+            return self._read_bytes(key, 0, entry.nbytes)
         return self.read_range(key, 0, entry.elements).reshape(entry.shape)
 
     def read_range(self, key: str, start: int, stop: int) -> "Tensor":
         """Read elements start to stop of one tensor, flattened in row-major order."""
-        import torch
-
         from momacli.checkpoint.dtypes import torch_dtype
 
         file, entry = self._where[key]
-        dtype = torch_dtype(entry.dtype, f"tensor {shown(key)} of {file.path}")
-        flat = torch.empty(stop - start, dtype=dtype)
+        if not 0 <= start <= stop <= entry.elements:
+            raise IndexError(f"{start} to {stop} of the {entry.elements} elements of {shown(key)}")
+        dtype = torch_dtype(entry.dtype, f"tensor {shown(key)} of {shown_path(file.path)}")
+        width = dtype.itemsize
+        return self._read_bytes(key, start * width, stop * width).view(dtype)
+
+    def _read_bytes(self, key: str, start: int, stop: int) -> "Tensor":
+        import torch
+
+        file, entry = self._where[key]
+        try:
+            flat = torch.empty(stop - start, dtype=torch.uint8)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"tensor {shown(key)} of {shown_path(file.path)} does not fit in memory: "
+                f"{stop - start} bytes"
+            ) from error
         if flat.numel():
-            buffer = flat.view(torch.uint8).numpy().data
-            file.read_into(buffer, entry.start + start * flat.element_size())
+            file.read_into(flat.numpy().data, entry.start + start)
         return flat
 
     def start_hash(self) -> None:
@@ -190,76 +207,63 @@ def task_name(path: Path) -> str:
     return name.removesuffix(".safetensors")
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files a checkpoint consists of. Raises CheckpointError if there are none."""
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist", hint="check the path and its spelling")
-    if not path.is_dir():
-        return [path]
-    if (path / INDEX).is_file():
-        return [path / shard for shard in _shards(path / INDEX)]
-    if (path / SINGLE).is_file():
-        return [path / SINGLE]
-    others = sorted(path.glob("*.safetensors"))
-    if len(others) == 1:
-        return others
-    pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern)]
-    hint = (
-        f"{pickles[0]} is a pickle, which can run code: save the model as safetensors first"
-        if pickles
-        else "give a .safetensors file or a folder written by save_pretrained"
-    )
-    raise CheckpointError(f"{path} holds no {SINGLE} and no {INDEX}", hint=hint)
+def _weight_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
+    """The files a checkpoint consists of, and of a sharded folder its index.
 
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises CheckpointError naming it."""
+    In a folder that holds both, `model.safetensors` counts, as it does for `from_pretrained`.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON") from error
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return [path], None
+        if (path / SINGLE).is_file():
+            return [path / SINGLE], None
+        if (path / INDEX).is_file():
+            index = read_index(path / INDEX)
+            return [path / shard for shard in dict.fromkeys(index.values())], index
+        others = sorted(path.glob("*.safetensors"))
+        pickles = [] if others else _pickles(path)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    if len(others) == 1:
+        return others, None
+    if others:
+        hint = "give one of them, or save the shards with their index"
+    elif pickles:
+        hint = f"{pickles[0]} is a pickle, which can run code: have it saved as safetensors"
+    else:
+        hint = "give a .safetensors file or a folder written by save_pretrained"
+    raise CheckpointError(
+        f"{shown_path(path)} holds no {SINGLE} and no {INDEX}",
+        details=[shown_path(file.relative_to(path)) for file in others],
+        hint=hint,
+    )
 
 
-def _weight_map(index: Path) -> Mapping[str, str]:
-    content = read_json(index)
-    table = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
-        raise CheckpointError(f"{index} has no weight_map of tensor names to file names")
-    return table
+def _pickles(folder: Path) -> list[str]:
+    """Names of the files in a folder that are pickles by their content."""
+    found = []
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            with suppress(CheckpointError), Source(file) as source:
+                if is_pickle(source.read(8, 0)):
+                    found.append(shown_path(Path(file.name)))
+    return found
 
 
-def _shards(index: Path) -> list[str]:
-    """Names of the shards an index lists, in order; only plain names inside its folder pass."""
-    names = list(dict.fromkeys(_weight_map(index).values()))
-    for name in names:
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or not name:
-            raise CheckpointError(
-                f"{index} points outside its folder: {shown(name)}",
-                hint="an index may only name files beside it; do not trust this download",
-            )
-    missing = [name for name in names if not (index.parent / name).exists()]
-    if missing:
-        raise CheckpointError(
-            f"{index} lists shards that are not there", details=[shown(name) for name in missing]
-        )
-    return names
-
-
-def _check_index(folder: Path, checkpoint: Checkpoint) -> None:
-    if not (folder / INDEX).is_file():
-        return
-    table = _weight_map(folder / INDEX)
+def _check_index(index: Path, table: Mapping[str, str], checkpoint: Checkpoint) -> None:
+    found = {key: file.path.name for file in checkpoint.files for key in file.header.entries}
     wrong = [
-        f"{shown(key)}: expected in {shown(table[key])}, not found there"
-        for key in table
-        if key not in checkpoint._where or checkpoint._where[key][0].path != folder / table[key]
+        f"{shown(key)}: expected in {shown(name)}, found {shown(found.get(key, 'nowhere'))}"
+        for key, name in table.items()
+        if found.get(key) != name
     ]
-    wrong += [f"{shown(key)}: not in the index" for key in checkpoint._where if key not in table]
+    wrong += [f"{shown(key)}: not in the index" for key in found if key not in table]
     if wrong:
-        raise CheckpointError(f"{folder / INDEX} does not match its shards", details=wrong)
+        raise CheckpointError(
+            f"{shown_path(index)} does not match its shards",
+            details=wrong,
+            hint="download or save the folder again",
+        )
 
 
 def matches(key: str, patterns: Iterable[str]) -> bool:

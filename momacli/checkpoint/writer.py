@@ -4,6 +4,8 @@ No more than one tensor is in memory. Metadata that is only known at the end, su
 of the inputs, may replace a placeholder of the same length.
 """
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from momacli.checkpoint.header import DTYPE_BITS, shown
+from momacli.checkpoint.escaping import shown
+from momacli.checkpoint.header import DTYPE_BITS, MAX_HEADER_BYTES
+from momacli.errors import OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_PART = 1 << 26
+"""Bytes of one system call; between two of them an interrupt is heard."""
 
 
 @dataclass(frozen=True)
@@ -46,55 +53,71 @@ def aligned(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
 class CheckpointWriter:
     """A file being written; each tensor has its place, so they may come in any order.
 
-    Writes to `path` directly: stage it first. Use as a context manager.
+    Writes to `path` directly: stage it first. Use as a context manager. What the caller gets
+    wrong (a type, a tensor left incomplete) is a ValueError, so that no such file is kept.
     """
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]):
-        self._specs = aligned(specs)
-        self._header = _header(self._specs, metadata)
+        ordered = aligned(specs)
+        self._specs = {spec.name: spec for spec in ordered}
+        if len(self._specs) < len(ordered):
+            raise ValueError("two tensors have the same name")
+        self._header = _header(ordered, metadata)
         self._next: dict[str, int] = {}  # offset of the next byte of each tensor
         self._stop: dict[str, int] = {}
         offset = len(self._header)
-        for spec in self._specs:
+        for spec in ordered:
             self._next[spec.name] = offset
             offset += spec.nbytes
             self._stop[spec.name] = offset
-        self._bits = {spec.name: DTYPE_BITS[spec.dtype] for spec in self._specs}
         self._file = path.open("wb", buffering=0)
-        self._write(memoryview(self._header), 0)
+        try:
+            _reserve(self._file.fileno(), offset)
+            self._write(memoryview(self._header), 0)
+        except BaseException:
+            self._file.close()
+            raise
 
     def append(self, name: str, values: "Tensor") -> None:
         """Append values to tensor `name`, in row-major order and in the type of its spec.
 
-        Several calls may bring one tensor in parts.
+        Several calls may bring one tensor in parts. One of a type that torch lacks is given as
+        its bytes.
         """
         import torch
 
-        flat = values.detach().contiguous().reshape(-1)
-        assert flat.element_size() * 8 == self._bits[name], f"{name}: wrong type {flat.dtype}"
-        if flat.numel():
-            buffer = flat.cpu().view(torch.uint8).numpy().data
-            assert self._next[name] + len(buffer) <= self._stop[name], f"{name}: too many values"
-            self._write(buffer, self._next[name])
-            self._next[name] += len(buffer)
+        from momacli.checkpoint.dtypes import is_held, torch_dtype
+
+        code = self._specs[name].dtype
+        expected = torch_dtype(code, name) if is_held(code) else torch.uint8
+        if values.dtype != expected:
+            raise ValueError(f"{name}: expected {expected}, found {values.dtype}")
+        flat = values.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        buffer = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+        if self._next[name] + len(buffer) > self._stop[name]:
+            raise ValueError(f"{name}: more values than its shape has")
+        self._write(buffer, self._next[name])
+        self._next[name] += len(buffer)
 
     def replace_metadata(self, metadata: Mapping[str, str]) -> None:
         """Replace the metadata by one whose encoding has the same length."""
-        header = _header(self._specs, metadata)
-        assert len(header) == len(self._header)
+        header = _header(list(self._specs.values()), metadata)
+        if len(header) != len(self._header):
+            raise ValueError(f"metadata of another length: {len(header)}, not {len(self._header)}")
         self._write(memoryview(header), 0)
 
     def close(self) -> None:
         """Close the file. All tensors must be complete."""
-        missing = [name for name, position in self._next.items() if position < self._stop[name]]
-        assert not missing, f"not written: {missing}"
         self._file.close()
+        missing = [name for name, position in self._next.items() if position < self._stop[name]]
+        if missing:
+            raise ValueError(f"not written in full: {', '.join(missing)}")
 
     def _write(self, buffer: memoryview, offset: int) -> None:
+        self._file.seek(offset)
         done = 0
         while done < len(buffer):
-            part = buffer[done : done + (1 << 30)]
-            done += os.pwrite(self._file.fileno(), part, offset + done)
+            done += self._file.write(buffer[done : done + _PART])
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -108,17 +131,35 @@ class CheckpointWriter:
         if error is None:
             self.close()
         else:
-            self._file.close()
+            with contextlib.suppress(OSError):  # the first error is the one to be seen
+                self._file.close()
 
 
 def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
     table: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for spec in specs:
-        assert spec.name not in table, f"{shown(spec.name)} twice"
+        if spec.name == "__metadata__" or spec.elements * DTYPE_BITS[spec.dtype] % 8:
+            raise ValueError(f"{shown(spec.name)}: the format cannot hold such a tensor")
         span = [offset, offset + spec.nbytes]
         table[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": span}
         offset = span[1]
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise OutputError(
+            f"the names and the metadata take {len(text)} bytes, more than the format allows"
+        )
     return len(text).to_bytes(8, "little") + text
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take the space now: a full disk shows before the work, not after it."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            return  # this file system cannot
+        raise OSError(error.errno, f"{error.strerror}, {size} bytes needed") from error
