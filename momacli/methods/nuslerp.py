@@ -26,7 +26,7 @@ def nuslerp(
     base: Float[Tensor, "*shape"],
     weights: Float[Tensor, " T"] | None = None,
     center: Center = "base",
-    scope: Literal["tensor", "row", "column"] = "tensor",
+    per: Literal["tensor", "row", "column"] = "tensor",
     lam: float = 1.0,
 ) -> Float[Tensor, "*shape"]:
     """Return lam times the point between two task vectors that their weights point to.
@@ -36,7 +36,7 @@ def nuslerp(
         as equal (mergekit's rule).
     center: "base" interpolates task vectors, as mergekit does when it is given a base; "zero"
         interpolates weights.
-    scope: one angle for the whole "tensor" (mergekit's default), one per "row" (a vector along
+    per: one angle for the whole "tensor" (mergekit's default), one per "row" (a vector along
         the last dimension; mergekit's nuslerp_flatten false) or one per "column" (along the
         first; its nuslerp_row_wise true). Tensors below two dimensions are taken whole.
     lam: factor on the result; 1 is mergekit's.
@@ -55,21 +55,21 @@ def nuslerp(
     if weights is not None and abs(float(weights.sum())) >= 1e-6:
         t = float(weights[1] / weights.sum())
     origin = base if center == "zero" else None
-    cosine = _cosine(task_vectors, origin, scope)
+    cosine = _cosine(task_vectors, origin, per)
     c = slerp_coefficients(cosine, t=t, threshold=1.0)
     return lam * combine(c, task_vectors, origin)
 
 
 def _cosine(
-    task_vectors: Float[Tensor, "2 *shape"], base: Float[Tensor, "*shape"] | None, scope: str
+    task_vectors: Float[Tensor, "2 *shape"], base: Float[Tensor, "*shape"] | None, per: str
 ) -> Float[Tensor, "..."]:
     """The cosine between the two vectors, or between each pair of rows or columns, kept dims."""
-    if scope == "tensor" or task_vectors.ndim < 3:
+    if per == "tensor" or task_vectors.ndim < 3:
         products = inner_products(task_vectors, base)
         return products[0, 1] / (products[0, 0] * products[1, 1]).sqrt()
     v = task_vectors.double() + (0.0 if base is None else base.double())
-    if scope == "column":
+    if per == "column":
         v = v.movedim(1, -1)
     lengths: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     cosine = v.prod(dim=0).sum(dim=-1, keepdim=True) / lengths.prod(dim=0)
-    return cosine.movedim(-1, 0) if scope == "column" else cosine
+    return cosine.movedim(-1, 0) if per == "column" else cosine

@@ -44,7 +44,7 @@ def test_centered_at_zero_it_is_slerp_between_the_experts():
 def test_rows_are_interpolated_each_by_its_own_angle(center):
     taus = two_task_vectors()
 
-    merged = nuslerp(taus, base=BASE, scope="row", center=center)
+    merged = nuslerp(taus, base=BASE, per="row", center=center)
 
     for i in range(2):
         row = nuslerp(taus[:, i], base=BASE[i], center=center)
@@ -55,9 +55,9 @@ def test_rows_are_interpolated_each_by_its_own_angle(center):
 def test_columns_are_the_rows_of_the_transpose(center):
     taus = two_task_vectors()
 
-    merged = nuslerp(taus, base=BASE, scope="column", center=center)
+    merged = nuslerp(taus, base=BASE, per="column", center=center)
 
-    transposed = nuslerp(taus.mT, base=BASE.mT, scope="row", center=center)
+    transposed = nuslerp(taus.mT, base=BASE.mT, per="row", center=center)
     torch.testing.assert_close(merged, transposed.mT)
 
 
@@ -66,7 +66,7 @@ def test_parallel_rows_beside_others_are_interpolated_linearly():
         [[[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], [[3.0, 3.0], [0.0, 1.0], [2.0, 0.0]]]
     )
 
-    merged = nuslerp(taus, base=torch.zeros(3, 2), scope="row")
+    merged = nuslerp(taus, base=torch.zeros(3, 2), per="row")
 
     half = 0.5**0.5
     torch.testing.assert_close(merged, torch.tensor([[2.0, 2.0], [half, half], [1.0, 0.0]]))
