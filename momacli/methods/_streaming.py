@@ -2,8 +2,10 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,6 +15,7 @@ from momacli.checkpoint.blocks import BLOCK, Block, bytes_to_read, read_blocks, 
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.writer import TensorSpec
 from momacli.methods._catalog import Method
+from momacli.methods._settings import TensorSettings
 from momacli.progress import Listener, Progress
 
 Scope = Literal["global", "tensor"]
@@ -37,6 +40,7 @@ class StreamedMerge:
     weights: Mapping[str, float] | None  # by task
     scope: Scope
     seed: int
+    settings: Mapping[str, TensorSettings] = field(default_factory=dict)  # of single tensors
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -58,38 +62,64 @@ class StreamedMerge:
         Raises ConflictError where an input or the result is not finite.
         """
         sizes = bytes_to_read(self.plan)
-        statistic = None
-        if self.method.first_pass and self.scope == "global":
-            statistic = self._first_pass(sizes, listener)
+        statistics = self.statistics(listener)
         for checkpoint in (self.plan.base, *(item.checkpoint for item in self.plan.experts)):
             checkpoint.start_hash()
         read = 0.0
         for spec in self.plan.merged:
-            for part in self._tensor(spec, statistic):
+            for part in self.tensor(spec, statistics.get(spec.name)):
                 yield part
                 read += sizes[spec.name] * part.values.numel() / spec.elements
                 listener(Progress("merging", round(read), sum(sizes.values()), "bytes"))
 
-    def _first_pass(self, sizes: Mapping[str, int], listener: Listener) -> Any:
+    def settings_of(self, name: str) -> TensorSettings:
+        """The options and weights that one tensor is merged with."""
+        return self.settings.get(name) or TensorSettings(self.options, self.weights)
+
+    def statistics(self, listener: Listener) -> dict[str, Any]:
+        """The statistic of the whole model, by tensor; empty where the method needs none.
+
+        Tensors whose settings differ do not share one: it is of all that have the same.
+        """
+        if self.method.first_pass is None or self.scope == "tensor":
+            return {}
+        wanted = inspect.signature(self.method.first_pass).parameters
+        groups: dict[str, list[TensorSpec]] = defaultdict(list)
+        for spec in self.plan.merged:
+            settings = self.settings_of(spec.name)
+            known = {key: value for key, value in settings.options.items() if key in wanted}
+            weights = settings.weights if "weights" in wanted else None
+            groups[json.dumps([known, weights], sort_keys=True)].append(spec)
+        found: dict[str, Any] = {}
+        for specs in groups.values():
+            found |= dict.fromkeys((spec.name for spec in specs), self._first_pass(specs, listener))
+        return found
+
+    def _first_pass(self, specs: Sequence[TensorSpec], listener: Listener) -> Any:
         assert self.method.first_pass is not None
         wanted = inspect.signature(self.method.first_pass).parameters
-        values = {**self.options, "weights": self._weight_tensor()}
+        settings = self.settings_of(specs[0].name)
+        values = {**settings.options, "weights": self._weight_tensor(settings)}
         known = {key: value for key, value in values.items() if key in wanted}
+        sizes = bytes_to_read(self.plan)
+        total = sum(sizes[spec.name] for spec in specs)
         passes = 0
 
         def stacks() -> Iterator[Tensor]:
             nonlocal passes
             passes += 1
             stage, read = f"measuring, pass {passes}", 0.0
-            for spec in self.plan.merged:
+            for spec in specs:
                 for block in read_blocks(self.plan, spec):
                     yield block.taus.float()
                     read += sizes[spec.name] * block.theta_0.numel() / spec.elements
-                    listener(Progress(stage, round(read), sum(sizes.values()), "bytes"))
+                    listener(Progress(stage, round(read), total, "bytes"))
 
         return self.method.first_pass(stacks, **known)
 
-    def _tensor(self, spec: TensorSpec, statistic: Any) -> Iterator[Part]:
+    def tensor(self, spec: TensorSpec, statistic: Any) -> Iterator[Part]:
+        """Compute one merged tensor, in consecutive parts, with its part of `statistics`."""
+        settings = self.settings_of(spec.name)
         whole = not self.method.elementwise or (
             self.method.first_pass is not None and statistic is None
         )
@@ -98,20 +128,20 @@ class StreamedMerge:
             shape = spec.shape if whole else block.theta_0.shape
             available = {
                 "base": block.theta_0.reshape(shape),
-                "weights": self._weight_tensor(),
+                "weights": self._weight_tensor(settings),
                 "generators": generators,
                 "statistic": statistic,
                 "name": spec.name,
             }
             values = {key: item for key, item in available.items() if self.method.takes(key)}
-            tau = self.method.function(block.taus.reshape(-1, *shape), **self.options, **values)
+            tau = self.method.function(block.taus.reshape(-1, *shape), **settings.options, **values)
             merged = rounded(_add(block, tau.reshape(-1)), spec)
             yield Part(spec.name, merged, int((merged != block.theta_0.to(merged.dtype)).sum()))
 
-    def _weight_tensor(self) -> Tensor | None:
-        if self.weights is None:
+    def _weight_tensor(self, settings: TensorSettings) -> Tensor | None:
+        if settings.weights is None:
             return None
-        return torch.tensor([self.weights[expert.name] for expert in self.plan.experts])
+        return torch.tensor([settings.weights[expert.name] for expert in self.plan.experts])
 
     def _generators(self, key: str) -> list[torch.Generator]:
         """One generator per expert, seeded by (seed, task, tensor): the same in any order."""
