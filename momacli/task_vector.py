@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from momacli.checkpoint.blocks import bytes_to_read, read_blocks, read_head, rounded
 from momacli.checkpoint.dtypes import parse_dtype
-from momacli.checkpoint.naming import choose_output, named_input, named_inputs
+from momacli.checkpoint.naming import choose_output, find_base, named_inputs
 from momacli.checkpoint.plan import TASK_HEADS, Expert, MergePlan, check_patterns, plan_merge
 from momacli.checkpoint.provenance import KEY, Recipe, record_input
 from momacli.checkpoint.staging import staged_file, staged_folder
@@ -79,7 +79,7 @@ def task_vector(
 
     A file so written may stand for its expert in `merge`, together with the base.
 
-    experts: paths, or "NAME=PATH".
+    experts: paths, or "NAME=PATH"; the base among them is passed over.
     output: a name in .safetensors is the file of a single expert, any other a folder of one
         file per expert; default `task-vectors/`.
     dtype: of the differences, default float32; also allows inputs of different types.
@@ -90,10 +90,9 @@ def task_vector(
     """
     started = time.monotonic()
     with ExitStack() as stack:
-        named = named_inputs(experts)
-        opened = open_inputs(
-            stack, named_input(base), named, heads=heads, config=Path(config) if config else None
-        )
+        found_base, named = find_base(named_inputs(experts), base)
+        config = Path(config) if config else None
+        opened = open_inputs(stack, found_base, named, heads=heads, config=config)
         _refuse_task_vectors(opened.experts)
         check_patterns("--exclude", exclude, [opened.base, *(e.checkpoint for e in opened.experts)])
         plan = plan_merge(

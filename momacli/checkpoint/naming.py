@@ -36,7 +36,7 @@ def named_inputs(inputs: Sequence[str | Path]) -> list[Named]:
     for item in named:
         if not _is_task_name(item.name):
             raise UsageError(
-                f"{shown(item.name)!r} cannot be the name of a task ({shown(str(item.path))})",
+                f"'{shown(item.name)}' cannot be the name of a task ({shown(str(item.path))})",
                 hint="give it another with NAME=PATH",
             )
     absent = [str(item.path) for item in named if not os.path.lexists(item.path)]

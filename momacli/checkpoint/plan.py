@@ -73,7 +73,7 @@ def check_patterns(option: str, patterns: Iterable[str], checkpoints: Iterable[C
     for pattern in patterns:
         if not any(matches(key, [pattern]) for key in names):
             raise UsageError(
-                f"{option} {shown(pattern)!r} matches no tensor of any input",
+                f"{option} '{shown(pattern)}' matches no tensor of any input",
                 hint=f"names look like {shown(min(names, default=''))}",
             )
 
@@ -159,7 +159,7 @@ def _prefix_hint(missing: Set[str], unknown: Set[str]) -> str | None:
         for prefix in sorted({key[: key.index(".") + 1] for key in long if "." in key}):
             if 2 * sum(prefix + key in long for key in short) > len(short):
                 return (
-                    f"{whose} names the same tensors with {shown(prefix)!r} before them: save "
+                    f"{whose} names the same tensors with '{shown(prefix)}' before them: save "
                     "base and experts with the same model class"
                 )
     return None

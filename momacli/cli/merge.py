@@ -112,7 +112,7 @@ def merge(
         bool, typer.Option("--json", help="Print the report as JSON instead of the output's path.")
     ] = False,
 ) -> None:
-    """Merge fine-tuned models of one base into one model of its size, without data.
+    """Merge fine-tuned models of one base into one, without data.
 
     Classifier heads are not merged but kept per task; integer tensors come from the base.
     Prints the path of the output.

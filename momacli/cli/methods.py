@@ -15,7 +15,7 @@ def methods(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """List the merge methods with their options and sources, or explain one."""
+    """List the merge methods, or explain one."""
     from momacli.cli.console import Table, print_json, print_table
     from momacli.methods._cards import method_card, method_cards
 

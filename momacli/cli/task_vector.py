@@ -68,7 +68,7 @@ def task_vector(
         bool, typer.Option("--json", help="Print the report as JSON instead of tables.")
     ] = False,
 ) -> None:
-    """Write expert minus base, tensor by tensor, and show how the task vectors lie.
+    """Subtract a base from each of its fine-tuned copies.
 
     Prints the norm of each layer's part, the share of exact zeros, and the cosine between each
     two. `moma merge` takes a task vector in place of its expert, together with the base.

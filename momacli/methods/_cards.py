@@ -3,7 +3,7 @@
 import ast
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def method_card(name: str) -> Card:
         returns=inspect.cleandoc(doc.partition("\n\n")[0]),
         options=options,
         takes_weights="weights" in parameters,
-        has_scope="first_pass" in functions,
+        has_scope="first_pass" in {*functions, *_imported(module)},
         is_random="generators" in parameters,
         is_ordered="ORDERED" in _constants(module),
     )
@@ -97,6 +97,13 @@ def _explained(doc: str) -> Mapping[str, str]:
         else:
             last = ""
     return found
+
+
+def _imported(module: ast.Module) -> Iterator[str]:
+    """Names that the module takes from others."""
+    for item in module.body:
+        if isinstance(item, ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in item.names)
 
 
 def _constants(module: ast.Module) -> set[str]:

@@ -50,7 +50,7 @@ def open_inputs(
     is no expert or a pattern matches nothing.
     """
     if not named:
-        raise UsageError("there is nothing to merge: only a base was given")
+        raise UsageError("no expert was given, only a base")
     opened = stack.enter_context(Checkpoint.open(base.path, name=base.name))
     if task_vector_recipe(opened):
         raise ConflictError(

@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from momacli.cli.main import run
+from momacli.methods._cards import method_card, method_cards
+from momacli.methods._catalog import load_method, method_names
+
+
+def test_all_methods_are_listed_with_their_defaults_and_sources(capsys):
+    assert run(["methods"]) == 0
+
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split("  ")[0] == "method"
+    assert [line.split()[0] for line in lines] == method_names()
+    (ties,) = (line for line in lines if line.startswith("ties "))
+    assert "density=0.2 lambda=1.0 aggregate=mean" in ties
+    assert "TIES-Merging (Yadav et al. 2023, arXiv:2306.01708)" in ties
+
+
+def test_one_method_is_explained_with_every_option(capsys):
+    assert run(["methods", "ties"]) == 0
+
+    shown = capsys.readouterr().out
+    assert shown.startswith("ties: TIES-Merging")
+    assert "--density FLOAT   (default 0.2)" in shown
+    assert "--aggregate mean|sum" in shown
+    assert "--weights" in shown
+    assert "--scope" in shown
+    assert "--seed" not in shown
+
+
+def test_an_unknown_method_is_answered_with_the_nearest(capsys):
+    assert run(["methods", "tiess"]) == 2
+
+    assert capsys.readouterr().err == (
+        "error: there is no merge method tiess\nhint: did you mean ties?\n"
+    )
+
+
+def test_the_list_as_json_holds_what_the_explanations_say(capsys):
+    run(["methods", "--json"])
+    listed = json.loads(capsys.readouterr().out)
+    run(["methods", "ties", "--json"])
+    one = json.loads(capsys.readouterr().out)
+
+    assert one in listed
+    assert one["options"][0]["name"] == "density"
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_card_says_what_the_imported_method_does(name):
+    card, method = method_card(name), load_method(name)
+
+    assert [option.name for option in card.options] == list(method.options)
+    assert card.title == method.source
+    assert card.takes_weights == method.takes("weights")
+    assert card.has_scope == (method.first_pass is not None)
+    assert card.is_random == method.takes("generators")
+    assert card.is_ordered == method.ordered
+
+
+@pytest.mark.parametrize("card", method_cards(), ids=lambda card: card.name)
+def test_every_option_is_explained(card):
+    assert [option.name for option in card.options if not option.text] == []
