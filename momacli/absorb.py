@@ -1,7 +1,7 @@
 """Fold a mask and transforms into the weights of a merged model; nothing is added to it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,13 +51,12 @@ def absorb(
 
     Raises ConflictError if the alignment was made for another merged model.
     """
-    from momacli.alignment.alignment import Alignment
+    from momacli.alignment.alignment import open_alignment
 
     started = time.monotonic()
     with ExitStack() as stack:
         model = stack.enter_context(MultiTask.open(Path(merged)))
-        found = Alignment.open(Path(alignment))
-        stack.callback(found.close)
+        found = stack.enter_context(open_alignment(Path(alignment)))
         _check_fit(model, found, Path(alignment))
         opened = _open_base(stack, found, Path(alignment), base)
         target = choose_output(
@@ -76,9 +75,13 @@ def write_absorbed(
     base: Checkpoint,
     target: Path,
     *,
+    extras: Mapping[str, Callable[[Path], None]] | None = None,
     listener: Listener = ignore,
 ) -> AbsorbReport:
-    """Write the absorbed model of inputs that are known to fit."""
+    """Write the absorbed model of inputs that are known to fit.
+
+    extras: files to write into the output folder with it, by name.
+    """
     heads = set(alignment.recipe.heads)
     first = next(iter(model.tasks.values()))
     encoder = [spec for spec in _specs(first) if spec.name not in heads]
@@ -86,11 +89,13 @@ def write_absorbed(
         TaskPart(task, [spec for spec in _specs(one) if spec.name in heads], one.description)
         for task, one in model.tasks.items()
     ]
-    recipe = replace(alignment.recipe, merged=_moved(alignment, target))
-    recipe = _relocated(recipe, alignment.checkpoint.path, target)
+    recipe = _relocated(alignment.recipe, alignment.place, target)
     total = sum(spec.elements for spec in encoder)
     done = 0
-    with multitask_writer(target, encoder, parts, recipe, as_folder=model.path.is_dir()) as writer:
+    as_folder = model.path.is_dir()
+    with multitask_writer(
+        target, encoder, parts, recipe, as_folder=as_folder, extras=extras
+    ) as writer:
         for spec in encoder:
             _write_encoder(writer, spec, first, alignment, base)
             done += spec.elements
@@ -100,7 +105,7 @@ def write_absorbed(
     counts = {task: _count(_specs(one)) for task, one in model.tasks.items()}
     with MultiTask.open(target) as written:
         after = {task: _count(_specs(one)) for task, one in written.tasks.items()}
-    masked = sum(alignment.has_mask(spec.name) for spec in encoder)
+    masked = sum(spec.name in alignment.masked for spec in encoder)
     return AbsorbReport(target, tuple(model.tasks), masked, counts, after, 0.0)
 
 
@@ -165,7 +170,7 @@ def _write_encoder(
     key = model.keys[spec.name]
     for start, stop in iterate_blocks(spec.elements, BLOCK):
         theta: Any = model.checkpoint.read_range(key, start, stop)
-        if alignment.has_mask(spec.name):
+        if spec.name in alignment.masked:
             theta_0 = base.read_range(spec.name, start, stop).float()
             mask = alignment.read_mask(spec.name, start, stop)
             theta = masked(theta_0, theta.float() - theta_0, mask, alignment.headroom)
@@ -184,11 +189,6 @@ def _write_head(
         writer.append_head(part.task, spec.name, values)
 
 
-def _moved(alignment: "Alignment", target: Path) -> Input | None:
-    merged = alignment.recipe.merged
-    return merged and _relocate(merged, alignment.checkpoint.path, target)
-
-
 def _relocate(item: Input, old: Path, new: Path) -> Input:
     return replace(item, path=relative_path(old.resolve().parent / item.path, new))
 
@@ -198,5 +198,6 @@ def _relocated(recipe: Recipe, old: Path, new: Path) -> Recipe:
     return replace(
         recipe,
         base=recipe.base and _relocate(recipe.base, old, new),
+        merged=recipe.merged and _relocate(recipe.merged, old, new),
         inputs=[_relocate(item, old, new) for item in recipe.inputs],
     )

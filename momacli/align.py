@@ -1,6 +1,5 @@
 """Align a merged model with its experts' heads from unlabeled data, at the original size."""
 
-import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from momacli.absorb import record_merged, write_absorbed
+from momacli.absorb import AbsorbReport, record_merged, write_absorbed
 from momacli.alignment.settings import Settings
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.naming import choose_output
@@ -29,10 +28,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from momacli.alignment.alignment import Alignment
     from momacli.alignment.fit import Fitted, TaskData
     from momacli.models.classification import Classifier
 
 DEFAULT_INPUTS = ("merged", "merged.safetensors")
+ALIGNMENT = "alignment.safetensors"
+"""The alignment's file in an output folder; an output file has NAME.alignment.safetensors."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ def align(
 
     merged: a file or folder that `merge` wrote; default `merged/` or `merged.safetensors`.
     data: a folder with one sub-folder of samples per task.
-    output: default `aligned/` or `aligned.safetensors`; the alignment itself goes beside it,
-        `aligned.alignment.safetensors`.
+    output: default `aligned/`, with the alignment itself in `aligned/alignment.safetensors`,
+        or `aligned.safetensors` with `aligned.alignment.safetensors` beside it.
     cache: folder of fine-tuned features, default ~/.cache/moma.
     strict: stop at the first sample that cannot be read.
 
@@ -234,8 +236,11 @@ def _open(
         inputs=[path, opened.path, *(one.checkpoint.path for one in experts.values()), data],
         force=force,
     )
-    beside = target.with_name(f"{target.name.removesuffix('.safetensors')}.alignment.safetensors")
-    alignment = choose_output(beside, beside.name, inputs=[path], force=force)
+    if path.is_dir():
+        alignment = target / ALIGNMENT
+    else:
+        beside = target.with_name(f"{target.stem}.{ALIGNMENT}")
+        alignment = choose_output(beside, beside.name, inputs=[path], force=force)
     return _Inputs(model, recipe, opened, experts, folders, chosen, target, alignment, **rest)
 
 
@@ -246,7 +251,7 @@ def _open_recorded_base(stack: ExitStack, recipe: Recipe, path: Path) -> Checkpo
 
 
 def _run(inputs: _Inputs, report: AlignReport) -> AlignReport:
-    from momacli.alignment.alignment import Alignment, write_alignment
+    from momacli.alignment.alignment import alignment_of
     from momacli.alignment.fit import fit_alignment
 
     settings = inputs.settings
@@ -280,19 +285,15 @@ def _run(inputs: _Inputs, report: AlignReport) -> AlignReport:
         configs=inputs.recipe.configs,
         merged=record_merged(inputs.model, inputs.alignment),
     )
-    with staged_file(inputs.alignment) as staged:
-        write_alignment(
-            staged,
-            {task.task: A for task, A in zip(tasks, fitted.transforms, strict=True)},
-            fitted.masks,
-            headroom=fitted.headroom,
-            layer=classifier.head_name,
-            recipe=recipe,
-        )
-        with contextlib.closing(Alignment.open(staged)) as alignment:
-            absorbed = write_absorbed(
-                inputs.model, alignment, inputs.base, inputs.target, listener=inputs.listener
-            )
+    alignment = alignment_of(
+        {task.task: A for task, A in zip(tasks, fitted.transforms, strict=True)},
+        fitted.masks,
+        headroom=fitted.headroom,
+        layer=classifier.head_name,
+        recipe=recipe,
+        place=inputs.alignment,
+    )
+    absorbed = _write(inputs, alignment, fitted.masks)
     if absorbed.parameters_after != absorbed.parameters_before:
         raise ModelError(f"{inputs.target} does not have as many parameters as the merged model")
     differences = _verify(inputs, tasks, fitted)
@@ -306,13 +307,34 @@ def _run(inputs: _Inputs, report: AlignReport) -> AlignReport:
     )
 
 
+def _write(inputs: _Inputs, alignment: "Alignment", masks: "Mapping[str, Tensor]") -> AbsorbReport:
+    """Write the aligned model and the alignment, both or neither.
+
+    In a folder the alignment is one of its files; a file has it beside.
+    """
+    from momacli.alignment.alignment import write_alignment
+
+    def write(path: Path) -> None:
+        write_alignment(path, alignment, masks)
+
+    arguments = (inputs.model, alignment, inputs.base, inputs.target)
+    if inputs.model.path.is_dir():
+        extras = {inputs.alignment.name: write}
+        return write_absorbed(*arguments, extras=extras, listener=inputs.listener)
+    with staged_file(inputs.alignment) as staged:
+        write(staged)
+        return write_absorbed(*arguments, listener=inputs.listener)
+
+
 def _classifier(inputs: _Inputs) -> "Classifier":
     """Build the network of the first task, which all tasks' encoders fit."""
     from momacli.models.classification import Classifier
 
     first = next(iter(inputs.model.tasks.values()))
     assert first.description is not None
-    classifier = Classifier(first.description.config, first.entries, device=inputs.device)
+    classifier = Classifier(
+        first.description.config, first.entries, heads=inputs.recipe.heads, device=inputs.device
+    )
     classifier.load(_reader(first), first.keys, source=str(inputs.model.path))
     return classifier
 
@@ -329,7 +351,6 @@ def _task_data(inputs: _Inputs, classifier: "Classifier") -> list["TaskData"]:
     from momacli.data.features import FeatureCache, feature_key
     from momacli.data.folders import image_files
     from momacli.data.images import load_images
-    from momacli.models.classification import read_head
     from momacli.models.preprocessing import image_preprocessor
 
     cache = FeatureCache(inputs.cache, listener=inputs.listener)
@@ -344,12 +365,6 @@ def _task_data(inputs: _Inputs, classifier: "Classifier") -> list["TaskData"]:
             stage=f"decoding {task}",
             listener=inputs.listener,
         )
-        head = read_head(_reader(model), model.keys, classifier.head_name)
-        head = replace(
-            head,
-            weight=head.weight.to(inputs.device),
-            bias=None if head.bias is None else head.bias.to(inputs.device),
-        )
         values = samples.values
 
         def batch(indices: "Tensor", values: "Tensor" = values) -> dict[str, "Tensor"]:
@@ -363,6 +378,9 @@ def _task_data(inputs: _Inputs, classifier: "Classifier") -> list["TaskData"]:
             weights = weights | {f"base/{k}": v for k, v in inputs.base.sha256().items()}
         key = feature_key(weights, prepared, samples.files, folder)
         features = cache.get(key, len(samples))
+        if not tasks:
+            classifier.find_head(batch(torch.arange(min(4, len(samples)))))
+        head = classifier.head(_reader(model), model.keys)
         data = TaskData(task, len(samples), batch, torch.empty(0, 0), head)
         if features is None:
             classifier.load_encoder(_expert_reader(expert, inputs.base))

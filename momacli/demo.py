@@ -55,7 +55,7 @@ def commands(tasks: Sequence[str]) -> list[list[str]]:
         ["merge", *experts, "--base", "base", "--method", "task-arithmetic"],
         ["align", "--data", "unlabeled", "--mask", "none", "-o", "orthogonal"],
         ["align", "--data", "unlabeled"],
-        ["absorb", "merged", "aligned.alignment.safetensors", "-o", "absorbed"],
+        ["absorb", "merged", "aligned/alignment.safetensors", "-o", "absorbed"],
         ["evaluate", *COLUMNS.values(), "--data", "labeled", "--json"],
     ]
 

@@ -1,12 +1,13 @@
-"""A fitted alignment as a file: the mask and the transforms, to be looked at and absorbed.
+"""A fitted alignment: what is folded into a merged model, in memory or in a file.
 
     mask.<tensor>      M, float32, in the tensor's shape; only where a mask was learned
     transform.<task>   A_t, float32 [d, d]
-The metadata holds the recipe, the headroom h and the name of the layer that absorbs A_t.
+The file's metadata holds the recipe, the headroom h and the layer that absorbs A_t.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,67 +25,76 @@ _ALIGNMENT_KEY = "alignment"
 
 @dataclass(frozen=True)
 class Alignment:
-    """An alignment on disk: A_t by task in memory, the masks read one at a time."""
+    """What `absorb` folds: A_t by task, and M by tensor, read a part at a time."""
 
-    checkpoint: Checkpoint
     transforms: Mapping[str, Float[Tensor, "d d"]]
+    masked: frozenset[str]  # tensors with a mask
+    read_mask: Callable[[str, int, int], Float[Tensor, " n"]]  # elements start to stop, flat
     headroom: float
     layer: str  # the linear layer that absorbs A_t
     recipe: Recipe
-
-    @classmethod
-    def open(cls, path: Path) -> "Alignment":
-        """Open an alignment file. Raises CheckpointError if it is none."""
-        checkpoint = Checkpoint.open(path)
-        recipe = decode_recipe(checkpoint.metadata, path)
-        try:
-            content = json.loads(checkpoint.metadata[_ALIGNMENT_KEY])
-            headroom, layer = float(content["headroom"]), str(content["layer"])
-        except (KeyError, TypeError, ValueError) as error:
-            checkpoint.close()
-            raise CheckpointError(
-                f"{path} is not an alignment", hint="moma align writes one beside its output"
-            ) from error
-        if recipe is None or recipe.merged is None:
-            checkpoint.close()
-            raise CheckpointError(f"{path} does not say which merged model it belongs to")
-        transforms = {
-            key.removeprefix(_TRANSFORM): checkpoint.read(key)
-            for key in checkpoint.entries
-            if key.startswith(_TRANSFORM)
-        }
-        return cls(checkpoint, transforms, headroom, layer, recipe)
-
-    def has_mask(self, name: str) -> bool:
-        """Whether a mask was learned for this tensor."""
-        return _MASK + name in self.checkpoint.entries
-
-    def read_mask(self, name: str, start: int, stop: int) -> Float[Tensor, " n"]:
-        """Read elements start to stop of a tensor's mask, flattened."""
-        return self.checkpoint.read_range(_MASK + name, start, stop)
-
-    def close(self) -> None:
-        """Close the file."""
-        self.checkpoint.close()
+    place: Path  # where it is or will be; the recipe's paths are relative to its folder
 
 
-def write_alignment(
-    path: Path,
+def alignment_of(
     transforms: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     *,
     headroom: float,
     layer: str,
     recipe: Recipe,
-) -> None:
-    """Write an alignment to `path` directly: stage it first."""
-    tensors = {_TRANSFORM + task: matrix.float().cpu() for task, matrix in transforms.items()}
+    place: Path,
+) -> Alignment:
+    """Return an alignment whose masks are in memory."""
+
+    def read_mask(name: str, start: int, stop: int) -> Tensor:
+        return masks[name].float().reshape(-1)[start:stop]
+
+    matrices = {task: matrix.float().cpu() for task, matrix in transforms.items()}
+    return Alignment(matrices, frozenset(masks), read_mask, headroom, layer, recipe, place)
+
+
+@contextmanager
+def open_alignment(path: Path) -> Iterator[Alignment]:
+    """Open an alignment file. Raises CheckpointError if it is none."""
+    with Checkpoint.open(path) as checkpoint:
+        recipe = decode_recipe(checkpoint.metadata, path)
+        try:
+            content = json.loads(checkpoint.metadata[_ALIGNMENT_KEY])
+            headroom, layer = float(content["headroom"]), str(content["layer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is not an alignment", hint="moma align writes one with its output"
+            ) from error
+        if recipe is None or recipe.merged is None:
+            raise CheckpointError(f"{path} does not say which merged model it belongs to")
+        names = list(checkpoint.entries)
+        transforms = {
+            name.removeprefix(_TRANSFORM): checkpoint.read(name)
+            for name in names
+            if name.startswith(_TRANSFORM)
+        }
+        yield Alignment(
+            transforms,
+            frozenset(name.removeprefix(_MASK) for name in names if name.startswith(_MASK)),
+            lambda name, start, stop: checkpoint.read_range(_MASK + name, start, stop),
+            headroom,
+            layer,
+            recipe,
+            path,
+        )
+
+
+def write_alignment(path: Path, alignment: Alignment, masks: Mapping[str, Tensor]) -> None:
+    """Write an alignment and its masks to `path` directly: stage it first."""
+    tensors = {_TRANSFORM + task: matrix for task, matrix in alignment.transforms.items()}
     tensors |= {_MASK + name: mask.float() for name, mask in masks.items()}
     specs = [TensorSpec(name, "F32", tuple(value.shape)) for name, value in tensors.items()]
+    content = {"headroom": alignment.headroom, "layer": alignment.layer}
     metadata = {
         "format": "pt",
-        KEY: recipe.encode(),
-        _ALIGNMENT_KEY: json.dumps({"headroom": headroom, "layer": layer}),
+        KEY: alignment.recipe.encode(),
+        _ALIGNMENT_KEY: json.dumps(content),
     }
     with CheckpointWriter(path, specs, metadata) as writer:
         for name, value in tensors.items():

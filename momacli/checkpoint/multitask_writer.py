@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +67,19 @@ def multitask_writer(
     recipe: Recipe,
     *,
     as_folder: bool,
+    extras: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> Iterator[MultiTaskWriter]:
-    """Open the output `target`; it appears, whole, when the block ends without an exception."""
-    opener = _folder_writer if as_folder else _file_writer
-    with opener(target, encoder, parts, recipe) as writer:
-        yield writer
+    """Open the output `target`; it appears, whole, when the block ends without an exception.
+
+    extras: for a folder, further files by name and what writes each to a path it is given.
+    """
+    if as_folder:
+        with _folder_writer(target, encoder, parts, recipe, extras or {}) as writer:
+            yield writer
+    else:
+        assert not extras
+        with _file_writer(target, encoder, parts, recipe) as writer:
+            yield writer
 
 
 @contextmanager
@@ -93,7 +101,11 @@ def _file_writer(
 
 @contextmanager
 def _folder_writer(
-    target: Path, encoder: Sequence[TensorSpec], parts: Sequence[TaskPart], recipe: Recipe
+    target: Path,
+    encoder: Sequence[TensorSpec],
+    parts: Sequence[TaskPart],
+    recipe: Recipe,
+    extras: Mapping[str, Callable[[Path], None]],
 ) -> Iterator[MultiTaskWriter]:
     with staged_folder(target) as staged:
         with ExitStack() as stack:
@@ -115,6 +127,8 @@ def _folder_writer(
             if part.heads:
                 (staged / part.task / INDEX).write_text(_index(encoder, part), encoding="utf-8")
         shared.unlink()
+        for name, write in extras.items():
+            write(staged / name)
 
 
 def _describe(folder: Path, part: TaskPart) -> None:

@@ -7,7 +7,7 @@ import typer
 if TYPE_CHECKING:
     from momacli.absorb import AbsorbReport
 
-EPILOG = "Example: moma absorb merged/ aligned.alignment.safetensors -o aligned/"
+EPILOG = "Example: moma absorb merged/ aligned/alignment.safetensors -o aligned/"
 
 
 def absorb(

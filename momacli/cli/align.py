@@ -87,8 +87,8 @@ def align(
             "--output",
             "-o",
             metavar="PATH",
-            help="Default aligned.safetensors, or aligned/ with one loadable folder per task. "
-            "The alignment itself goes beside it, as NAME.alignment.safetensors.",
+            help="Default aligned/ with one loadable folder per task, and the alignment itself in "
+            "alignment.safetensors; or aligned.safetensors, with the alignment beside it.",
         ),
     ] = None,
     cache: Annotated[
