@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from momacli.methods.ties import TiesStatistic, first_pass, ties
+
+
+def test_trimming_keeps_the_largest_share_of_each_task_vector():
+    taus = torch.tensor([[4.0, 3.0, 2.0, 1.0], [0.1, 0.2, 0.3, 0.4]])
+
+    merged = ties(taus, density=0.5)
+
+    torch.testing.assert_close(merged, torch.tensor([4.0, 3.0, 0.3, 0.4]))
+
+
+def test_entries_against_the_elected_sign_are_dropped_from_the_mean():
+    taus = torch.tensor([[4.0, -1.0], [2.0, -3.0], [-1.0, 2.0]])
+
+    merged = ties(taus, density=1.0)
+
+    torch.testing.assert_close(merged, torch.tensor([3.0, -2.0]))
+
+
+def test_the_sign_is_elected_by_total_magnitude_not_by_count():
+    taus = torch.tensor([[5.0], [-1.0], [-1.0]])
+
+    torch.testing.assert_close(ties(taus, density=1.0), torch.tensor([5.0]))
+
+
+def test_a_sum_of_zero_takes_the_sign_of_the_majority():
+    taus = torch.tensor([[1.0, -2.0, -2.0], [-1.0, -2.0, -2.0]])
+
+    merged = ties(taus, density=1.0)
+
+    torch.testing.assert_close(merged, torch.tensor([-1.0, -2.0, -2.0]))
+
+
+def test_the_sum_is_not_divided():
+    taus = torch.tensor([[4.0, -1.0], [2.0, -3.0], [-1.0, 2.0]])
+
+    merged = ties(taus, density=1.0, lam=0.5, aggregate="sum")
+
+    torch.testing.assert_close(merged, torch.tensor([3.0, -2.0]))
+
+
+def test_equal_magnitudes_at_the_threshold_are_all_kept():
+    taus = torch.tensor([[1.0, -1.0, 1.0, 0.5]])
+
+    merged = ties(taus, density=0.25)
+
+    torch.testing.assert_close(merged, torch.tensor([1.0, -1.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
+def test_a_tensor_merged_alone_equals_the_same_tensor_as_a_whole_model(density):
+    taus = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    blocks = [taus[:, :7], taus[:, 7:]]
+    statistic = first_pass(lambda: blocks, density=density)
+
+    in_blocks = torch.cat([ties(block, density=density, statistic=statistic) for block in blocks])
+
+    assert torch.equal(in_blocks, ties(taus, density=density))
+
+
+def test_thresholds_are_of_each_expert_by_itself():
+    taus = torch.tensor([[100.0, 50.0, 1.0, 2.0], [0.1, 0.2, 0.3, 0.4]])
+
+    statistic = first_pass(lambda: [taus], density=0.5)
+
+    assert isinstance(statistic, TiesStatistic)
+    torch.testing.assert_close(statistic.thresholds, torch.tensor([50.0, 0.3]))
