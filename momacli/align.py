@@ -354,7 +354,7 @@ def _task_data(inputs: _Inputs, classifier: "Classifier") -> list["TaskData"]:
     from momacli.models.preprocessing import image_preprocessor
 
     cache = FeatureCache(inputs.cache, listener=inputs.listener)
-    tasks = []
+    tasks: list[TaskData] = []
     for task, model in inputs.model.tasks.items():
         assert model.description is not None
         folder = inputs.data[task]

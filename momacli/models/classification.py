@@ -1,11 +1,11 @@
 """`transformers` models for image and text classification, split at their head by structure.
 
-The encoder is what `base_model_prefix` names, the head is the rest; the features are the input
-of the head's first linear layer, whatever comes between (a pooler, the choice of a token).
+The features are the input of the head's first linear layer, whatever lies between it and the
+encoder (a pooler, the choice of a token).
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from momacli.checkpoint.header import TensorEntry
 from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import ModelError
 from momacli.models.factory import build, quiet
+from momacli.models.heads import Recording, RestOfHead, linear_layers, record
 from momacli.models.interface import Batch, Head
 from momacli.models.layout import head_names, sized_config
 
@@ -30,26 +31,80 @@ class Classifier:
         config: Mapping[str, Any],
         entries: Mapping[str, TensorEntry],
         *,
+        heads: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
     ):
-        """Build the network of a config, with the number of classes that `entries` have."""
-        sized = sized_config(config, entries, head_names(config, entries))
-        self.module = build(sized).to(device).eval()
+        """Build the network of a config, with the number of classes that `entries` have.
+
+        heads: names of the head's tensors, by default as the architecture has them.
+        """
+        heads = head_names(config, entries) if heads is None else heads
+        self.module = build(sized_config(config, entries, heads)).to(device).eval()
         self.device = torch.device(device)
-        self._names = checkpoint_names(self.module)
-        self._captured: list[Tensor] = []  # the features of the pass under way
-        self.head_name = self._watch_head()  # checkpoint name of the layer that absorbs A_t
+        self._names, self._twice = _stored(checkpoint_names(self.module), self.module, entries)
+        self._keys = {name: key for key, name in self._names.items()}
+        self._head = {self._names[key]: key for key in heads if key in self._names}
+        self._linear = linear_layers(self.module, self._head)
+        self._recording: Recording | None = None
+        self._features: Tensor | None = None  # of the pass under way
+        self._first = ""
+        if len(self._linear) == 1:
+            self._watch(next(iter(self._linear)))
         self.module.requires_grad_(False)
-        own = dict(self.module.named_parameters())
+        own = dict(self.module.named_parameters(remove_duplicate=False))
         buffers = dict(self.module.named_buffers())
         self.parameters: Mapping[str, nn.Parameter] = {
             key: own[name]
             for key, name in self._names.items()
-            if name in own and name not in self._head_modules
+            if name in own and name not in self._head
         }
         self.buffers: Mapping[str, Tensor] = {
-            key: buffers[name] for key, name in self._names.items() if name in buffers
+            key: buffers[name]
+            for key, name in self._names.items()
+            if name in buffers and name not in self._head
         }
+
+    @property
+    def head_name(self) -> str:
+        """Checkpoint name of the layer that absorbs A_t; of several, known after `find_head`."""
+        return self._keys[f"{self._first}.weight"].removesuffix(".weight")
+
+    def find_head(self, batch: Batch) -> None:
+        """Find the first layer of the head with a few real samples, and check that it is all.
+
+        Raises ModelError if the logits depend on the features in another way too, or if tied
+        tensors are stored more than once, for they could come apart.
+        """
+        if self._twice:
+            raise ModelError(
+                f"tensors that are one in a {type(self.module).__name__} are stored several times",
+                details=[" = ".join(shown(key) for key in keys) for keys in self._twice],
+                hint="load and save the models with transformers, which keeps one of each",
+            )
+        found = record(self.module, self._head, batch)
+        if not self._first:
+            self._watch(found.layer)
+        self._recording = found
+        state = self.module.state_dict()
+        head = self.head(lambda key: state[self._names[key]], self._names)
+        with torch.no_grad():
+            again = head(_vectors(self.module, found.features))
+        if not torch.allclose(again.float(), found.logits.float(), rtol=1e-2, atol=1e-3):
+            raise ModelError(
+                f"{type(self.module).__name__}: its logits are not a function of the input of "
+                f"{self.head_name} alone",
+                hint="heads that use the features in several places cannot be aligned",
+            )
+
+    def head(self, read: Callable[[str], Tensor], keys: Iterable[str]) -> Head:
+        """Read a task's head, in float32."""
+        device = self.device
+        head = read_head(lambda key: read(key).to(device), keys, self.head_name)
+        if len(self._linear) == 1:
+            return head
+        assert self._recording is not None
+        tensors = {name: read(key).float().to(device) for name, key in self._head.items()}
+        return Head(head.weight, head.bias, RestOfHead(self.module, self._recording, tensors))
 
     def load(self, read: Callable[[str], Tensor], keys: Iterable[str], *, source: str) -> None:
         """Replace all weights; `keys` must be exactly the model's tensors.
@@ -84,53 +139,38 @@ class Classifier:
 
     def features(self, batch: Batch) -> Float[Tensor, "N d"]:
         """Return the input of the head's first linear layer."""
-        self._captured.clear()
+        self._features = None
         self.module(**batch)
-        found = self._captured.pop()
-        if found.ndim != 2:
-            raise ModelError(
-                f"{type(self.module).__name__}: its head takes features of an unexpected form",
-                hint="only one feature vector a sample can be aligned",
-            )
-        return found
+        found, self._features = self._features, None
+        return _vectors(self.module, found)
 
     def logits(self, batch: Batch) -> Float[Tensor, "N C"]:
         """Return the whole model's logits, computed by transformers itself."""
         logits: Tensor = self.module(**batch).logits
         return logits
 
-    def _watch_head(self) -> str:
-        """Note the input of the head's first linear layer in every forward pass; its name."""
-        prefix = f"{self.module.base_model_prefix}."
-        outside = {n for n, _ in self.module.named_parameters() if not n.startswith(prefix)}
-        self._head_modules = outside
-        linear = {
-            name: module
-            for name, module in self.module.named_modules()
-            if isinstance(module, nn.Linear) and f"{name}.weight" in outside
-        }
-        if not linear:
-            raise ModelError(
-                f"{type(self.module).__name__} has no linear layer after its encoder",
-                hint="only models with a linear classifier can be aligned",
-            )
-        if len(linear) > 1:
-            names = ", ".join(linear)
-            raise ModelError(
-                f"{type(self.module).__name__} has more than one linear layer in its head: {names}",
-                hint="heads of several layers cannot be aligned yet",
-            )
-        (name, layer), *_ = linear.items()
-        layer.register_forward_pre_hook(self._capture)
-        by_module = {module: key for key, module in self._names.items()}
-        return by_module[f"{name}.weight"].removesuffix(".weight")
+    def _watch(self, layer: str) -> None:
+        """Note the input of a layer in every forward pass."""
+        self._first = layer
+        self._linear[layer].register_forward_pre_hook(self._capture)
 
     def _capture(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._captured.append(inputs[0])
+        self._features = inputs[0]
+
+
+def _vectors(module: nn.Module, features: Tensor | None) -> Float[Tensor, "N d"]:
+    if features is None or features.ndim != 2:
+        raise ModelError(
+            f"{type(module).__name__}: its head takes features of an unexpected form",
+            hint="only one feature vector a sample can be aligned",
+        )
+    return features
 
 
 def checkpoint_names(module: nn.Module) -> dict[str, str]:
-    """Map the names tensors have in a file to those in the built model.
+    """Map the names tensors have in a file to those in the built model, in the model's order.
+
+    A tied tensor is there under each of its names.
 
     transformers 5 renames on loading and saving; so let it save a model of one-element tensors
     that are numbered, and read the numbers back.
@@ -140,7 +180,25 @@ def checkpoint_names(module: nn.Module) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder, quiet():
         module.save_pretrained(folder, state_dict=numbered)  # type: ignore[operator]
         with Checkpoint.open(Path(folder)) as saved:
-            return {key: names[int(saved.read(key))] for key in saved.entries}
+            numbers = {int(saved.read(key)): key for key in saved.entries}
+    return {numbers[index]: name for index, name in enumerate(names) if index in numbers}
+
+
+def _stored(
+    names: Mapping[str, str], module: nn.Module, entries: Collection[str]
+) -> tuple[dict[str, str], list[list[str]]]:
+    """Of the names of tied tensors, those that a file has; and what it stores several times.
+
+    One of a tensor's names is enough, whichever it is.
+    """
+    state = module.state_dict(keep_vars=True)
+    tied: dict[int, list[str]] = {}
+    for key, name in names.items():
+        tied.setdefault(id(state[name]), []).append(key)
+    stored = [[key for key in keys if key in entries] or keys[:1] for keys in tied.values()]
+    wanted = {key for keys in stored for key in keys}
+    kept = {key: name for key, name in names.items() if key in wanted}
+    return kept, [keys for keys in stored if len(keys) > 1]
 
 
 def read_head(read: Callable[[str], Tensor], keys: Iterable[str], layer: str) -> Head:

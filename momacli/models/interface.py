@@ -1,9 +1,9 @@
-"""What the rest of moma knows of a model: an encoder that makes features, a linear head.
+"""What the rest of moma knows of a model: an encoder that makes features, a head on top.
 
-A head here is the first linear layer after the features: the one that absorbs A_t.
+A head begins with a linear layer, the one that absorbs A_t; in most models that is all of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -17,14 +17,16 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Head:
-    """A task's classifier: logits = z W^T + b."""
+    """A task's classifier: logits = rest(z W^T + b), where most heads have no rest."""
 
-    weight: Float[Tensor, "C d"]
-    bias: Float[Tensor, " C"] | None
+    weight: Float[Tensor, "k d"]
+    bias: Float[Tensor, " k"] | None
+    rest: Callable[[Tensor], Tensor] | None = None  # [..., k] -> [..., C]
 
     def __call__(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch C"]:
         """Return the logits of raw (not normalised) features."""
-        return torch.nn.functional.linear(features, self.weight, self.bias)
+        hidden = torch.nn.functional.linear(features, self.weight, self.bias)
+        return hidden if self.rest is None else self.rest(hidden)
 
 
 @runtime_checkable

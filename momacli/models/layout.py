@@ -42,11 +42,13 @@ def sized_config(
     One config.json beside several bare files cannot know the classes of each; names that do
     not fit are replaced by transformers' own LABEL_0, LABEL_1, ...
     """
-    rows = [entries[key].shape[0] for key in heads if len(entries[key].shape) == 2]
+    shapes = [entries[key].shape for key in heads if len(entries[key].shape) == 2]
+    inner = {columns for _, columns in shapes}
+    outer = [rows for rows, _ in shapes if rows not in inner] or [rows for rows, _ in shapes]
     result = dict(config)
-    if rows and len(class_names(config)) != rows[-1]:
-        result["id2label"] = {str(index): f"LABEL_{index}" for index in range(rows[-1])}
-        result["label2id"] = {f"LABEL_{index}": index for index in range(rows[-1])}
+    if outer and len(class_names(config)) not in outer:
+        result["id2label"] = {str(index): f"LABEL_{index}" for index in range(outer[-1])}
+        result["label2id"] = {f"LABEL_{index}": index for index in range(outer[-1])}
         result.pop("num_labels", None)
     return result
 

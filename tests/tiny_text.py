@@ -1,0 +1,61 @@
+"""Small configurations of text classifiers, each with a head of its own kind."""
+
+import torch
+import transformers
+
+WORDS = ("[PAD]", "</s>", "[CLS]", "[SEP]", "[UNK]", *(f"w{number}" for number in range(35)))
+"""The vocabulary: a token a word."""
+
+_SIZES = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}
+
+FAMILIES = ("Bert", "Roberta", "DistilBert", "DebertaV2", "ModernBert", "T5")
+
+
+def text_config(family: str, classes: int = 3) -> transformers.PreTrainedConfig:
+    """A tiny configuration of one of the families."""
+    kind = getattr(transformers, f"{family}Config")
+    if family == "DistilBert":
+        sizes = {"vocab_size": len(WORDS), "dim": 16, "n_layers": 1, "n_heads": 2}
+        sizes |= {"hidden_dim": 24, "max_position_embeddings": 32, "pad_token_id": 0}
+    elif family == "T5":
+        sizes = {"vocab_size": len(WORDS), "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1}
+        sizes |= {"num_heads": 2, "decoder_start_token_id": 0, "pad_token_id": 0}
+        sizes |= {"eos_token_id": 1}
+    else:
+        sizes = dict(_SIZES)
+        if family == "ModernBert":
+            sizes |= {"cls_token_id": 2, "sep_token_id": 3, "classifier_pooling": "mean"}
+    return kind(**sizes, num_labels=classes)
+
+
+def text_model(family: str, classes: int = 3) -> transformers.PreTrainedModel:
+    """A tiny text classifier with random weights, the head's large enough to matter."""
+    model = getattr(transformers, f"{family}ForSequenceClassification")(
+        text_config(family, classes)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4 if family != "T5" else 1)
+    return model.eval()
+
+
+def text_batch(rows: int = 5) -> dict[str, torch.Tensor]:
+    """Token ids of different lengths, padded, each ending with one end-of-text token."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, len(WORDS), (rows, 7), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        end = 3 + row % 4
+        ids[row, end] = 1
+        ids[row, end + 1 :] = 0
+        mask[row, end + 1 :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
