@@ -50,7 +50,7 @@ def ties(
     density: float = 0.2,
     lam: float = 1.0,
     weights: Float[Tensor, " T"] | None = None,
-    aggregate: Literal["mean", "sum"] = "mean",
+    aggregate: Literal["mean", "sum", "weighted-mean"] = "mean",
     statistic: TiesStatistic | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Return lam times the disjoint mean (or sum) of the trimmed task vectors.
@@ -59,7 +59,8 @@ def ties(
     lam: 1 is the paper's recommendation without validation data; the CLIP literature uses
         0.3 with `aggregate="sum"`.
     weights: one factor per expert after trimming, default 1 each.
-    aggregate: "mean" divides by the number of entries that agree with the elected sign.
+    aggregate: "mean" divides by the number of entries that agree with the elected sign;
+        "weighted-mean" by the sum of their weights (mergekit's normalize).
     statistic: of the whole model, from `first_pass`; without it this tensor stands alone.
     """
     if statistic is None:
@@ -72,6 +73,9 @@ def ties(
     total = agreeing.sum(dim=0)
     if aggregate == "mean":
         total = total / (agreeing != 0).sum(dim=0).clamp(min=1)
+    elif aggregate == "weighted-mean":
+        shares = _weighted((agreeing != 0).to(total.dtype), weights).sum(dim=0)
+        total = total / torch.where(shares == 0, 1.0, shares)
     return lam * total
 
 
