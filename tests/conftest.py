@@ -7,7 +7,11 @@ from jaxtyping import install_import_hook
 
 _CHECKED = (
     "momacli.methods",
-    "momacli.alignment",
+    "momacli.alignment.fit",  # not .settings, which refuses wrong values in its own words
+    "momacli.alignment.mask",
+    "momacli.alignment.objectives",
+    "momacli.alignment.transforms",
+    "momacli.alignment.alignment",
     "momacli.features",
     "momacli.models.interface",
 )

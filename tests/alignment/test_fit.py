@@ -180,7 +180,7 @@ def test_features_that_are_not_finite_are_refused_before_any_step(problem):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"batch_size": 0}, {"headroom": -1.0}, {"headroom": 1.0}],
+    [{"steps": 0}, {"batch_size": 0}, {"headroom": -1.0}, {"headroom": 1.0}, {"mask": "rows"}],
 )
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(UsageError):

@@ -1,0 +1,105 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_models import CLASSES
+
+from momacli.cli.main import run
+
+QUICK = ["--steps", "5", "--batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, vit_folders, vit_images):
+    """A folder in which the tiny experts are merged."""
+    root = tmp_path_factory.mktemp("cli_align")
+    shutil.copytree(vit_folders, root / "experts")
+    shutil.move(root / "experts" / "base", root / "base")
+    for kind in ("labeled", "unlabeled"):
+        (root / kind).symlink_to(vit_images / kind)
+    experts = [str(root / "experts" / task) for task in CLASSES]
+    base = str(root / "base")
+    assert run(["merge", *experts, "--base", base, "-o", str(root / "merged")]) == 0
+    return root
+
+
+@pytest.fixture
+def place(made, monkeypatch):
+    monkeypatch.chdir(made)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(made / "cache"))
+    return made
+
+
+def test_align_prints_the_path_alone_on_stdout_and_the_summary_on_stderr(place, capfd):
+    status = run(["align", "--data", "unlabeled", "--device", "cpu", *QUICK])
+
+    out, err = capfd.readouterr()
+    assert status == 0
+    assert out == "aligned\n"
+    assert "none added" in err
+    assert all(task in err for task in CLASSES)
+
+
+def test_the_report_of_align_is_json_with_a_loss_before_and_after_per_task(place, capfd):
+    assert run(["align", "--data", "unlabeled", "--json", "-o", "json", *QUICK]) == 0
+
+    report = json.loads(capfd.readouterr().out)
+    assert set(report["tasks"]) == set(CLASSES)
+    for task in report["tasks"].values():
+        assert task["objective_after"] < task["objective_before"]
+    assert report["settings"]["steps"] == 5
+
+
+def test_absorb_prints_its_path_and_that_no_parameter_was_added(place, capfd):
+    assert run(["align", "--data", "unlabeled", "-o", "one", *QUICK]) == 0
+    capfd.readouterr()
+
+    assert run(["absorb", "merged", "one/alignment.safetensors", "-o", "two"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "two\n"
+    assert "+0" in err
+
+
+def test_evaluate_shows_models_side_by_side_and_the_average(place, capfd):
+    assert run(["evaluate", "merged", "--compare", "experts", "--data", "labeled"]) == 0
+
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].split() == ["task", "merged", "experts"]
+    assert [line.split()[0] for line in lines[1:]] == [*CLASSES, "average"]
+
+
+def test_evaluate_in_json_has_counts_and_intervals(place, capfd):
+    assert run(["evaluate", "merged", "--data", "labeled", "--json"]) == 0
+
+    tasks = json.loads(capfd.readouterr().out)["models"]["merged"]["tasks"]
+    for score in tasks.values():
+        low, high = score["interval"]
+        assert low <= score["accuracy"] == score["correct"] / score["total"] <= high
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "word"),
+    [
+        (["align", "--data", "unlabeled", "--mask", "rows"], 2, "mask"),
+        (["align", "--data", "unlabeled", "--recipe", "best"], 2, "recipe"),
+        (["align"], 2, "--data"),
+        (["align", "--data", "nowhere"], 1, "nowhere"),
+        (["align", "nowhere", "--data", "unlabeled"], 1, "nowhere"),
+        (["align", "experts", "--data", "unlabeled"], 1, "merged from"),
+        (["absorb", "merged", "merged/cats"], 1, "not an alignment"),
+        (["evaluate", "merged", "--data", "unlabeled"], 1, "class folders"),
+    ],
+)
+def test_what_cannot_work_is_an_error_with_a_way_out_and_writes_nothing(
+    place, capfd, arguments, status, word
+):
+    before = sorted(Path().iterdir())
+
+    assert run(arguments) == status
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert word in err
+    assert "Traceback" not in err
+    assert sorted(Path().iterdir()) == before
