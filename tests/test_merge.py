@@ -335,6 +335,21 @@ def test_the_name_of_the_output_says_whether_it_is_a_file_or_a_folder(
     assert {path.name for path in (tmp_path / "several").iterdir()} == set(CLASSES)
 
 
+def test_one_config_beside_several_files_serves_heads_of_every_size(vit_files, tmp_path):
+    from transformers import AutoModelForImageClassification
+
+    inputs = [vit_files / "base.safetensors", *experts_of(vit_files)]
+    merge(inputs, output=tmp_path / "merged")
+    merge(inputs, output=tmp_path / "merged.safetensors")
+
+    for task, classes in CLASSES.items():
+        folder = tmp_path / "merged" / task
+        _, info = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        config = recipe_of(tmp_path / "merged.safetensors")["configs"][task]
+        assert len(config["id2label"]) == len(classes)
+
+
 def test_a_folder_of_models_cannot_be_made_of_files_that_nothing_describes(tmp_path):
     inputs = write(tmp_path, **random_models("x"))
 
@@ -489,6 +504,14 @@ def test_all_inputs_that_do_not_exist_are_named_together(tmp_path):
         merge([*inputs, tmp_path / "y", tmp_path / "z"])
 
     assert caught.value.details == (str(tmp_path / "y"), str(tmp_path / "z"))
+
+
+def test_a_folder_of_checkpoints_is_to_be_named_one_by_one(vit_files, vit_folders):
+    for folder, hint in ((vit_files, "*.safetensors"), (vit_folders, "*")):
+        with pytest.raises(UsageError, match=r"is a folder of 4 checkpoints") as caught:
+            merge([folder])
+
+        assert caught.value.hint == f"name them: {folder / hint}"
 
 
 def test_weights_go_by_the_order_given_or_by_name(tmp_path):

@@ -11,7 +11,7 @@ from momacli.checkpoint.description import COMPANIONS, CONFIG
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import read_header
 from momacli.checkpoint.provenance import KEY
-from momacli.checkpoint.reader import INDEX, task_name
+from momacli.checkpoint.reader import INDEX, SINGLE, Checkpoint, task_name
 from momacli.errors import CheckpointError, ConflictError, MomaError, OutputError, UsageError
 
 BASE_NAMES = ("base", "pretrained", "zeroshot")
@@ -24,13 +24,14 @@ class Named:
 
     name: str
     path: Path
+    opened: Checkpoint | None = None  # where it is open already, or nowhere on disk
 
 
 def named_inputs(inputs: Sequence[str | Path]) -> list[Named]:
     """Read "PATH" or "NAME=PATH".
 
     Raises CheckpointError for paths that do not exist, ConflictError for names or paths given
-    twice, UsageError for a name that cannot be a task's.
+    twice, UsageError for a name that cannot be a task's and for a folder of checkpoints.
     """
     named = [named_input(item) for item in inputs]
     for item in named:
@@ -48,6 +49,12 @@ def named_inputs(inputs: Sequence[str | Path]) -> list[Named]:
             details=absent if len(absent) > 1 else [],
             hint="check the path and its spelling",
         )
+    for item in named:
+        if inner := _checkpoints_in(item.path):
+            raise UsageError(
+                f"{item.path} is a folder of {len(inner)} checkpoints, expected one",
+                hint=f"name them: {item.path / '*'}{inner[0].suffix}",
+            )
     twice = [name for name, count in Counter(item.name for item in named).items() if count > 1]
     if twice:
         raise ConflictError(
@@ -70,6 +77,17 @@ def named_input(item: str | Path) -> Named:
     else:
         name, path = task_name(Path(text)), text
     return Named(name, Path(path))
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder that is none itself; empty where there are none or only one."""
+    if not folder.is_dir() or (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        return []
+    inner = [item for item in sorted(folder.iterdir()) if item.suffix == ".safetensors"]
+    if not inner:
+        weights = [*folder.glob(f"*/{SINGLE}"), *folder.glob(f"*/{INDEX}")]
+        inner = sorted({file.parent for file in weights})
+    return inner if len(inner) > 1 else []
 
 
 def _is_task_name(name: str) -> bool:

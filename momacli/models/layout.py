@@ -26,10 +26,15 @@ def is_classifier(config: Mapping[str, Any]) -> bool:
     return architecture(config).endswith(_CLASSIFIERS)
 
 
+def takes_text(config: Mapping[str, Any]) -> bool:
+    """Whether the samples of a model are texts; otherwise they are images."""
+    return architecture(config).endswith("ForSequenceClassification")
+
+
 def class_names(config: Mapping[str, Any]) -> list[str]:
-    """The names of the classes by id2label; an empty list where there is none."""
+    """The names of the classes by id2label; an empty list where there is no sound one."""
     table = config.get("id2label")
-    if not isinstance(table, dict):
+    if not isinstance(table, dict) or not all(str(key).isdecimal() for key in table):
         return []
     return [str(table[key]) for key in sorted(table, key=int)]
 
