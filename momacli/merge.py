@@ -2,24 +2,31 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from momacli.checkpoint.blocks import read_head
 from momacli.checkpoint.dtypes import parse_dtype
 from momacli.checkpoint.escaping import shown
-from momacli.checkpoint.multitask_writer import TaskPart, multitask_writer
-from momacli.checkpoint.naming import choose_output, find_base, named_inputs
+from momacli.checkpoint.multitask_writer import (
+    MultiTaskWriter,
+    TaskPart,
+    model_writer,
+    multitask_writer,
+)
+from momacli.checkpoint.naming import Named, choose_output, find_base, named_inputs
 from momacli.checkpoint.plan import Expert, check_patterns, plan_merge
 from momacli.checkpoint.provenance import Recipe, input_path, record_input
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError, UsageError
-from momacli.methods._catalog import Method, load_method
+from momacli.methods._catalog import Method, known_method, load_method
 from momacli.models.inputs import Inputs, open_inputs
 from momacli.progress import Listener, ignore
+from momacli.recipes.computed import on_disk
+from momacli.recipes.rules import Rule, settings_by_tensor
 
 if TYPE_CHECKING:
     from momacli.methods._streaming import StreamedMerge
@@ -57,6 +64,7 @@ def merge(
     options: Mapping[str, Any] | None = None,
     weights: Sequence[float] | Mapping[str, float] | None = None,
     scope: Scope | None = None,
+    rules: Sequence[Rule] = (),
     seed: int = 0,
     dtype: str | None = None,
     exclude: Sequence[str] = (),
@@ -77,6 +85,7 @@ def merge(
     weights: one per expert in the order given, or by task name, then 1 for the others.
     scope: whether statistics of a method with a first pass are of the whole model (the
         default) or of each tensor by itself.
+    rules: other options and weights for single tensors, found by glob patterns.
     seed: of the methods that draw random numbers.
     dtype: of the merged tensors, default the base's; also allows inputs of different types.
     exclude: glob patterns of tensors to take from the base unmerged.
@@ -89,50 +98,134 @@ def merge(
     MomaErrors; nothing is written then.
     """
     started = time.monotonic()
-    chosen = load_method(method)  # an unknown one is refused before torch is imported
+    known_method(method)  # an unknown one is refused before any file is looked at
+    with ExitStack() as stack:
+        found_base, named = find_base(named_inputs(inputs), base)
+        merging = prepare(
+            stack,
+            found_base,
+            named,
+            method=method,
+            options=options,
+            weights=weights,
+            scope=scope,
+            rules=rules,
+            seed=seed,
+            dtype=dtype,
+            exclude=exclude,
+            heads=heads,
+            config=Path(config) if config else None,
+        )
+        return write(
+            merging,
+            output,
+            other_base=other_base,
+            force=force,
+            dry_run=dry_run,
+            started=started,
+            listener=listener,
+        )
+
+
+@dataclass(frozen=True)
+class Merging:
+    """A merge whose inputs fit: only the arithmetic is left."""
+
+    work: "StreamedMerge"
+    inputs: Inputs
+    selection: Mapping[str, Any]  # which tensors, and how written: what recipes record besides
+    as_one_model: bool = False  # the output is of no tasks
+    recorded: tuple[Mapping[str, Any], Sequence[Checkpoint]] | None = None  # steps and files
+
+
+def prepare(
+    stack: ExitStack,
+    base: Named,
+    named: Sequence[Named],
+    *,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    weights: Sequence[float] | Mapping[str, float] | None = None,
+    scope: str | None = None,
+    rules: Sequence[Rule] = (),
+    seed: int = 0,
+    dtype: str | None = None,
+    exclude: Sequence[str] = (),
+    heads: Sequence[str] | None = (),
+    config: Path | None = None,
+) -> Merging:
+    """Open the inputs and find all conflicts, as `merge` explains them; writes nothing.
+
+    heads: None where nothing is a head, and the output a single model.
+    """
+    chosen = load_method(method)
     from momacli.methods._streaming import StreamedMerge
 
     checked = chosen.check(options or {})
-    _check_engine_options(chosen, weights, scope)
-    with ExitStack() as stack:
-        found_base, named = find_base(named_inputs(inputs), base)
-        config = Path(config) if config else None
-        opened = open_inputs(stack, found_base, named, heads=heads, config=config)
-        table = _weights(weights, [item.name for item in named])
-        if not chosen.ordered:  # a result must not depend on the order of a shell glob
-            by_name = sorted(opened.experts, key=lambda expert: expert.name)
-            opened = replace(opened, experts=tuple(by_name))
-        check_patterns("--exclude", exclude, [opened.base, *(e.checkpoint for e in opened.experts)])
-        plan = plan_merge(
-            opened.base,
-            opened.experts,
-            base_heads=opened.base_heads,
-            exclude=exclude,
-            dtype=parse_dtype(dtype) if dtype else None,
-        )
-        as_folder = _as_folder(output, opened)
-        target = choose_output(
-            output,
-            "merged" if as_folder else "merged.safetensors",
-            inputs=opened.paths,
-            force=force,
-            folder=as_folder,
-        )
-        if not other_base:
-            _check_bases(opened.base, opened.experts)
-        selection = {"exclude": list(exclude), "heads": list(heads), "dtype": dtype}
-        work = StreamedMerge(plan, chosen, checked, table, scope or "global", seed)
-        job = _Job(work, opened, _parts(opened), target, selection)
-        report = replace(job.report(), dry_run=dry_run)
-        if not dry_run:
-            changed = job.run(as_folder=as_folder, listener=listener)
-            report = replace(report, changed_share=changed)
-        return replace(report, seconds=time.monotonic() - started)
+    rules = [replace(rule, options=chosen.check(rule.options)) for rule in rules]
+    weighted = weights is not None or any(rule.weights for rule in rules)
+    _check_engine_options(chosen, weighted, scope)
+    opened = open_inputs(stack, base, named, heads=heads, config=config)
+    names = [item.name for item in named]
+    table = _weights(weights, names)
+    if not chosen.ordered:  # a result must not depend on the order of a shell glob
+        by_name = sorted(opened.experts, key=lambda expert: expert.name)
+        opened = replace(opened, experts=tuple(by_name))
+    check_patterns("--exclude", exclude, [opened.base, *(e.checkpoint for e in opened.experts)])
+    plan = plan_merge(
+        opened.base,
+        opened.experts,
+        base_heads=opened.base_heads,
+        exclude=exclude,
+        dtype=parse_dtype(dtype) if dtype else None,
+    )
+    merged = [spec.name for spec in plan.merged]
+    settings = settings_by_tensor(rules, merged, checked, table, names)
+    work = StreamedMerge(
+        plan, chosen, checked, table, "tensor" if scope == "tensor" else "global", seed, settings
+    )
+    selection = {
+        "exclude": list(exclude),
+        "heads": list(heads or ()),
+        "dtype": dtype,
+        "rules": [rule.encode() for rule in rules],
+    }
+    return Merging(work, opened, selection, as_one_model=heads is None)
 
 
-def _check_engine_options(method: Method, weights: object, scope: str | None) -> None:
+def write(
+    merging: Merging,
+    output: str | Path | None,
+    *,
+    other_base: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    started: float,
+    listener: Listener = ignore,
+) -> MergeReport:
+    """Choose the output and write it, unless `dry_run`."""
+    opened = merging.inputs
+    as_folder = _as_folder(output, merging)
+    target = choose_output(
+        output,
+        "merged" if as_folder else "merged.safetensors",
+        inputs=opened.paths,
+        force=force,
+        folder=as_folder,
+    )
+    if not other_base:
+        _check_bases(opened.base, opened.experts)
+    job = _Job(merging, [] if merging.as_one_model else _parts(opened), target)
+    report = replace(job.report(), dry_run=dry_run)
+    if not dry_run:
+        changed = job.run(as_folder=as_folder, listener=listener)
+        report = replace(report, changed_share=changed)
+    return replace(report, seconds=time.monotonic() - started)
+
+
+def _check_engine_options(method: Method, weighted: bool, scope: str | None) -> None:
     """Refuse what the method would silently ignore."""
-    if weights is not None and not method.takes("weights"):
+    if weighted and not method.takes("weights"):
         raise UsageError(f"method {method.name} takes no --weights")
     if scope is not None and scope not in get_args(Scope):
         raise UsageError(f"--scope: expected global or tensor, found {scope}")
@@ -164,15 +257,18 @@ def _weights(
     return {name: float(weights.get(name, 1.0)) for name in names}
 
 
-def _as_folder(output: str | Path | None, inputs: Inputs) -> bool:
-    """Whether the output is a folder of models rather than one file."""
+def _as_folder(output: str | Path | None, merging: Merging) -> bool:
+    """Whether the output is a folder, of one model a task, rather than one file."""
+    inputs = merging.inputs
     if output is None:
         return all(expert.checkpoint.is_folder for expert in inputs.experts)
     if Path(output).suffix == ".safetensors":
         return False
+    if merging.as_one_model:
+        return True
     bare = [
         expert.name
-        for expert in inputs.experts
+        for expert in inputs.tasks
         if inputs.descriptions[expert.name] is None and not expert.checkpoint.is_folder
     ]
     if bare:
@@ -210,7 +306,7 @@ def _check_bases(base: Checkpoint, experts: Sequence[Expert]) -> None:
 def _parts(inputs: Inputs) -> list[TaskPart]:
     """What is each task's own in the output."""
     parts = []
-    for expert in inputs.experts:
+    for expert in inputs.tasks:
         entries = expert.checkpoint.entries
         specs = [
             TensorSpec(own, entries[key].dtype, entries[key].shape)
@@ -222,28 +318,27 @@ def _parts(inputs: Inputs) -> list[TaskPart]:
 
 @dataclass(frozen=True)
 class _Job:
-    """A merge whose inputs fit, and where it goes."""
+    """A merge, and where it goes."""
 
-    work: "StreamedMerge"
-    inputs: Inputs
+    merging: Merging
     parts: Sequence[TaskPart]
     target: Path
-    selection: Mapping[str, Any]  # exclude, heads, dtype: which tensors, and how written
 
     def report(self) -> MergeReport:
-        plan = self.work.plan
+        work, inputs = self.merging.work, self.merging.inputs
+        plan = work.plan
         heads = [spec for part in self.parts for spec in part.heads]
         return MergeReport(
             output=self.target,
-            method=self.work.method.name,
-            parameters=self.work.parameters,
+            method=work.method.name,
+            parameters=work.parameters,
             base=plan.base.path,
-            tasks=tuple(expert.name for expert in plan.experts),
+            tasks=tuple(expert.name for expert in inputs.tasks),
             merged=len(plan.merged),
             copied=tuple(spec.name for spec in plan.copied),
             carried=len(heads),
             left_out=plan.left_out,
-            base_head=self.inputs.base_heads,
+            base_head=inputs.base_heads,
             merged_parameters=sum(spec.elements for spec in plan.merged),
             nbytes=sum(spec.nbytes for spec in [*plan.merged, *plan.copied, *heads]),
             changed_share=None,
@@ -252,33 +347,41 @@ class _Job:
 
     def run(self, *, as_folder: bool, listener: Listener) -> float:
         """Write the output; returns the share of merged parameters that changed."""
-        plan = self.work.plan
+        plan = self.merging.work.plan
         changed = 0
-        with multitask_writer(
-            self.target,
-            [*plan.merged, *plan.copied],
-            self.parts,
-            self._recipe(digests=False),
-            as_folder=as_folder,
-        ) as writer:
-            for part in self.work.parts(listener):
+        with self._writer(as_folder) as writer:
+            for part in self.merging.work.parts(listener):
                 writer.append(part.name, part.values)
                 changed += part.changed
             for spec in plan.copied:
                 writer.append(spec.name, plan.base.read(spec.name))
-            for expert in plan.experts:
+            for expert in self.merging.inputs.tasks:
                 for own, key in expert.heads.items():
                     writer.append_head(expert.name, own, read_head(expert, key))
             writer.finish(self._recipe(digests=True))
         return changed / max(1, sum(spec.elements for spec in plan.merged))
 
+    def _writer(self, as_folder: bool) -> AbstractContextManager[MultiTaskWriter]:
+        plan, inputs = self.merging.work.plan, self.merging.inputs
+        specs, recipe = [*plan.merged, *plan.copied], self._recipe(digests=False)
+        if as_folder and self.merging.as_one_model:
+            return model_writer(self.target, specs, inputs.base_description, recipe)
+        return multitask_writer(self.target, specs, self.parts, recipe, as_folder=as_folder)
+
     def _recipe(self, *, digests: bool) -> Recipe:
-        plan = self.work.plan
-        given = {key: value for key, value in self.selection.items() if value}
+        work, inputs = self.merging.work, self.merging.inputs
+        parameters = {"method": work.method.name, **work.parameters}
+        parameters |= {key: value for key, value in self.merging.selection.items() if value}
+        if self.merging.recorded:
+            steps, files = self.merging.recorded
+            inputs_of_steps = [record_input(f, self.target, digests=digests) for f in files]
+            parameters |= {"recipe": steps, "files": [asdict(item) for item in inputs_of_steps]}
+        base = on_disk(work.plan.base)
+        tasks = [] if self.merging.as_one_model else inputs.tasks
         return Recipe(
             command="merge",
-            parameters={"method": self.work.method.name, **self.work.parameters, **given},
-            base=record_input(plan.base, self.target, digests=digests),
+            parameters=parameters,
+            base=None if base is None else record_input(base, self.target, digests=digests),
             inputs=[
                 record_input(
                     expert.checkpoint,
@@ -286,9 +389,13 @@ class _Job:
                     digests=digests,
                     task_vector=expert.is_task_vector,
                 )
-                for expert in plan.experts
+                for expert in tasks
             ],
-            heads=sorted({own for expert in plan.experts for own in expert.heads}),
-            tasks=[expert.name for expert in plan.experts],
-            configs=self.inputs.configs,
+            heads=sorted({own for expert in tasks for own in expert.heads}),
+            tasks=[expert.name for expert in tasks],
+            configs={
+                expert.name: config
+                for expert in tasks
+                if (config := inputs.configs.get(expert.name)) is not None
+            },
         )

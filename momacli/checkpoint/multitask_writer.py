@@ -131,6 +131,17 @@ def _folder_writer(
             write(staged / name)
 
 
+@contextmanager
+def model_writer(
+    target: Path, tensors: Sequence[TensorSpec], description: Description | None, recipe: Recipe
+) -> Iterator[MultiTaskWriter]:
+    """Open a folder of one model without tasks; it appears, whole, when the block ends."""
+    with staged_folder(target) as staged:
+        _describe(staged, TaskPart("", [], description))
+        with CheckpointWriter(staged / SINGLE, tensors, _metadata(recipe)) as writer:
+            yield MultiTaskWriter(writer, {})
+
+
 def _describe(folder: Path, part: TaskPart) -> None:
     """Copy what is no weight: config.json, processor and tokenizer files."""
     if part.description is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from momacli.checkpoint.description import Description, describe
@@ -10,7 +10,8 @@ from momacli.checkpoint.naming import Named
 from momacli.checkpoint.plan import Expert, check_patterns, expert_from, task_vector_recipe
 from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import ConflictError, UsageError
-from momacli.models.layout import head_names
+from momacli.models.layout import head_names, sized_config
+from momacli.recipes.computed import ComputedCheckpoint, MergedCheckpoint, files_of
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,33 @@ class Inputs:
     base_heads: tuple[str, ...]  # tensors of a head of the base's own
     experts: tuple[Expert, ...]
     descriptions: Mapping[str, Description | None]  # by task
+    base_description: Description | None = None
 
     @property
     def paths(self) -> list[Path]:
-        """Where all of them lie."""
-        return [self.base.path, *(expert.checkpoint.path for expert in self.experts)]
+        """Where all of them lie on disk."""
+        checkpoints = (self.base, *(expert.checkpoint for expert in self.experts))
+        return [file.path for item in checkpoints for file in files_of(item)]
+
+    @property
+    def tasks(self) -> tuple[Expert, ...]:
+        """The experts on disk, also of merges whose result is an input: theirs are the heads.
+
+        Raises ConflictError where two have the same name.
+        """
+        found: dict[str, Expert] = {}
+        bases = self.base.tasks if isinstance(self.base, MergedCheckpoint) else ()
+        for expert in (*self.experts, *bases):
+            checkpoint = expert.checkpoint
+            inner = checkpoint.tasks if isinstance(checkpoint, MergedCheckpoint) else (expert,)
+            for own in inner:
+                other = found.setdefault(own.name, own).checkpoint
+                if other is not own.checkpoint:
+                    raise ConflictError(
+                        f"two experts are named {own.name}: {other.path} and {own.checkpoint.path}",
+                        hint="give each a name of its own with NAME=PATH",
+                    )
+        return tuple(found.values())
 
     @property
     def configs(self) -> dict[str, Mapping[str, object]]:
@@ -38,12 +61,13 @@ def open_inputs(
     base: Named,
     named: Sequence[Named],
     *,
-    heads: Sequence[str] = (),
+    heads: Sequence[str] | None = (),
     config: Path | None = None,
 ) -> Inputs:
     """Open base and experts; the stack will close them.
 
-    heads: glob patterns of head tensors, where the architecture does not tell.
+    heads: glob patterns of head tensors, where the architecture does not tell; None where
+        nothing is to be taken for a head.
     config: a config.json for all of them, where none is with the weights.
 
     Raises CheckpointError, ConflictError if the base is a task vector, and UsageError if there
@@ -51,27 +75,59 @@ def open_inputs(
     """
     if not named:
         raise UsageError("no expert was given, only a base")
-    opened = stack.enter_context(Checkpoint.open(base.path, name=base.name))
+    opened = _open(stack, base)
     if task_vector_recipe(opened):
         raise ConflictError(
             f"the base {base.path} is a task vector",
             hint="give the model that it was taken from with --base",
         )
-    own = describe(opened, config)
+    own = _description(opened, config)
     experts: list[Expert] = []
     descriptions: dict[str, Description | None] = {}
     for item in named:
-        checkpoint = stack.enter_context(Checkpoint.open(item.path, name=item.name))
-        found = describe(checkpoint, config)
-        names = head_names(found.config if found else None, checkpoint.entries, heads)
+        checkpoint = _open(stack, item)
+        found = _description(checkpoint, config)
+        names = _head_names(found, checkpoint, heads)
         expert = expert_from(checkpoint, names)
         if expert.vector_of and config is None:
             found = _description_of_task_vector(expert, own)
         experts.append(expert)
-        descriptions[item.name] = found
-    check_patterns("--heads", heads, [opened, *(expert.checkpoint for expert in experts)])
-    base_heads = head_names(own.config if own else None, opened.entries, heads)
-    return Inputs(opened, tuple(base_heads), tuple(experts), descriptions)
+        descriptions[item.name] = _fitted(found, expert)
+    check_patterns("--heads", heads or (), [opened, *(expert.checkpoint for expert in experts)])
+    if isinstance(opened, MergedCheckpoint):
+        descriptions |= opened.descriptions
+    base_heads = _head_names(own, opened, heads)
+    return Inputs(opened, tuple(base_heads), tuple(experts), descriptions, own)
+
+
+def _open(stack: ExitStack, item: Named) -> Checkpoint:
+    if item.opened is not None:
+        return item.opened
+    return stack.enter_context(Checkpoint.open(item.path, name=item.name))
+
+
+def _description(checkpoint: Checkpoint, config: Path | None) -> Description | None:
+    if isinstance(checkpoint, ComputedCheckpoint):
+        return checkpoint.description
+    return describe(checkpoint, config)
+
+
+def _head_names(
+    description: Description | None, checkpoint: Checkpoint, heads: Sequence[str] | None
+) -> list[str]:
+    """Names of the head's tensors; the result of a merge has none, its experts have."""
+    if heads is None or isinstance(checkpoint, MergedCheckpoint):
+        return []
+    return head_names(description.config if description else None, checkpoint.entries, heads)
+
+
+def _fitted(found: Description | None, expert: Expert) -> Description | None:
+    """The description with the number of classes that this expert's head has."""
+    if found is None or not expert.heads:
+        return found
+    entries = expert.checkpoint.entries
+    heads = {own: entries[key] for own, key in expert.heads.items()}
+    return replace(found, config=sized_config(found.config, heads, list(heads)))
 
 
 def _description_of_task_vector(expert: Expert, base: Description | None) -> Description | None:

@@ -1,0 +1,1 @@
+"""Merges written down: recipe.toml and mergekit's YAML, read into one description of steps."""
