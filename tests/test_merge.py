@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_models import CLASSES
 from torch import Tensor
 
 from momacli.errors import CheckpointError, ConflictError, MomaError, OutputError, UsageError

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CLASSES
 from safetensors.torch import load_file
+from tiny_models import CLASSES
 
 from momacli.cli.main import run
 
