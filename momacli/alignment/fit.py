@@ -8,7 +8,7 @@ needed here: their features come in ready made.
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -17,10 +17,11 @@ from torch import Tensor
 from momacli.alignment.mask import MaskedEncoder, start_value
 from momacli.alignment.objectives import feature_distance, logit_divergence
 from momacli.alignment.settings import Settings
-from momacli.alignment.transforms import PenalisedMatrices, RunningProcrustes, Transforms
+from momacli.alignment.transforms import PenalisedMatrices, RunningSolution, Transforms
 from momacli.errors import DivergenceError
-from momacli.features.procrustes import polar_factor, procrustes
-from momacli.models.interface import Batch, Encoder, Head
+from momacli.features.families import FAMILIES, Moments, moments
+from momacli.features.procrustes import polar_factor
+from momacli.models.interface import Batch, Encoder, Head, Padding
 from momacli.progress import Listener, Notice, Progress, ignore
 
 _EVALUATION_BATCH = 64
@@ -35,6 +36,7 @@ class TaskData:
     batch: Callable[[Tensor], Batch]  # indices [n] -> inputs on the encoder's device
     finetuned: Float[Tensor, "N d"]
     head: Head
+    padding: Padding = field(default_factory=Padding)  # the same for all tasks
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,9 @@ def fit_alignment(
                     f"the {whose} model's features of task {task.task} are not finite",
                     hint="look for broken samples in its folder, or NaN in the checkpoints",
                 )
-    closed = torch.stack(
-        [procrustes(z_m, task.finetuned) for z_m, task in zip(before, tasks, strict=True)]
-    )
+    family = "orthogonal" if settings.transform == "penalty" else settings.transform
+    full = _moments(before, tasks)
+    closed = FAMILIES[family](full).float()
     identity = torch.eye(closed.shape[-1], device=closed.device).expand_as(closed)
     raw = _objectives(objective, before, identity, tasks)
     start = _objectives(objective, before, closed, tasks)
@@ -90,13 +92,13 @@ def fit_alignment(
 
     first = start_value(headroom) if settings.start == "merged" else settings.start
     masked = MaskedEncoder(encoder.parameters, read_base, headroom=headroom, start=first)
-    transforms = _transforms(settings, before, tasks)
+    transforms = _transforms(settings, full)
     _descend(encoder, masked, transforms, tasks, settings, objective, listener)
     masked.release()
     after = encode_all(encoder, tasks, "aligned features", listener)
     matrices = _best_transforms(settings, transforms, after, tasks, objective)
     reached = _objectives(objective, after, matrices, tasks)
-    if reached.sum() > (start if settings.transform == "orthogonal" else raw).sum():
+    if reached.sum() > (raw if settings.transform == "penalty" else start).sum():
         listener(Notice("the mask did not lower the objective; only the transforms are kept"))
         return unmasked
     return Fitted(
@@ -142,7 +144,7 @@ def _descend(
     for step in range(1, settings.steps + 1):
         picked = [next(order) for order in orders]
         batches = [task.batch(indices) for task, indices in zip(tasks, picked, strict=True)]
-        features = encoder.features(_together(batches)).float()
+        features = encoder.features(tasks[0].padding.together(batches)).float()
         merged = features.split([len(indices) for indices in picked])
         finetuned = [task.finetuned[indices] for task, indices in zip(tasks, picked, strict=True)]
         losses = [
@@ -166,10 +168,6 @@ def _shuffled(task: TaskData, settings: Settings) -> Iterator[Tensor]:
         order = torch.randperm(task.count, generator=generator)
         for start in range(0, task.count - size + 1, size):
             yield order[start : start + size]
-
-
-def _together(batches: Sequence[Batch]) -> Batch:
-    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def _finite(losses: Sequence[Tensor], tasks: Sequence[TaskData], step: int) -> dict[str, float]:
@@ -208,16 +206,23 @@ def _objectives(
     )
 
 
-def _transforms(
-    settings: Settings, merged: Sequence[Tensor], tasks: Sequence[TaskData]
-) -> Transforms:
-    sums = torch.stack(
-        [task.finetuned.mT @ z_m / len(z_m) for z_m, task in zip(merged, tasks, strict=True)]
+def _moments(merged: Sequence[Tensor], tasks: Sequence[TaskData]) -> Moments:
+    """Return the moments of all samples of each task."""
+    each = [moments(z_m, task.finetuned) for z_m, task in zip(merged, tasks, strict=True)]
+    return Moments(torch.cat([one.cross for one in each]), torch.cat([one.gram for one in each]))
+
+
+def _transforms(settings: Settings, full: Moments) -> Transforms:
+    if settings.transform == "penalty":
+        eye = torch.eye(full.cross.shape[-1], device=full.cross.device)
+        start = eye.expand(full.cross.shape)
+        return PenalisedMatrices(start, rate=settings.transform_rate, alpha=settings.alpha)
+    return RunningSolution(
+        full,
+        family=settings.transform,
+        memory=settings.memory,
+        solve_every=settings.solve_every,
     )
-    if settings.transform == "orthogonal":
-        return RunningProcrustes(sums, memory=settings.memory, solve_every=settings.solve_every)
-    start = torch.eye(sums.shape[-1], device=sums.device).expand_as(sums)
-    return PenalisedMatrices(start, rate=settings.transform_rate, alpha=settings.alpha)
 
 
 @torch.no_grad()
@@ -230,12 +235,13 @@ def _best_transforms(
 ) -> Float[Tensor, "T d d"]:
     """A_t as found on the way or solved anew on all samples, whichever does better there."""
     found = transforms.matrices.detach()
-    if settings.transform == "penalty" and not settings.project:
-        return found
-    anew = torch.stack(
-        [procrustes(z_m, task.finetuned) for z_m, task in zip(merged, tasks, strict=True)]
-    )
-    candidates = torch.stack([polar_factor(found), anew])
+    family = settings.transform
+    if family == "penalty":
+        if not settings.project:
+            return found
+        family, found = "orthogonal", polar_factor(found)
+    anew = FAMILIES[family](_moments(merged, tasks)).float()
+    candidates = torch.stack([found, anew])
     scores = torch.stack([_objectives(objective, merged, A, tasks) for A in candidates])
     best = scores.argmin(dim=0)
     return candidates[best, torch.arange(len(tasks), device=best.device)]

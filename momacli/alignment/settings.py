@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from momacli.errors import UsageError
 
 Mask = Literal["element", "none"]
-Transform = Literal["orthogonal", "penalty"]
+Transform = Literal["orthogonal", "similarity", "scaling", "linear", "penalty"]
 Objective = Literal["logits", "features"]
 
 
@@ -17,8 +17,10 @@ class Settings:
     mask: "element" learns M = sigma(S), one entry per merged parameter; "none" leaves the
         merged encoder as it is and finds A_t in closed form.
     transform: "orthogonal" keeps A_t exactly on O(d): the polar factor of the running
-        cross-covariance, solved anew every `solve_every` steps; "penalty" is the paper's soft
-        |A^T A - I| with weight `alpha`, projected on O(d) only if `project` is set.
+        cross-covariance, solved anew every `solve_every` steps. "similarity", "scaling" and
+        "linear" are other families in closed form; a linear head absorbs any of them without
+        a parameter, but they are no longer rigid. "penalty" is the paper's soft |A^T A - I|
+        with weight `alpha`, projected on O(d) only if `project` is set.
     objective: "logits" is KL(fine-tuned || merged) through the frozen heads, "features" the
         paper's E|A z_m - z_t|_2.
     headroom: theta = theta_0 + headroom * M * tau; "auto" lets the multi-task vector grow to

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from momacli.features.procrustes import polar_factor
+from momacli.features.families import FAMILIES, Moments, moments
 
 
 @runtime_checkable
@@ -27,20 +27,22 @@ class Transforms(Protocol):
         ...
 
 
-class RunningProcrustes:
-    """A_t exactly on O(d): the polar factor of a running sum of z_t z_m^T.
+class RunningSolution:
+    """A_t in closed form from running moments of the features.
 
-    Variable projection: for the squared distance of features the best A_t given the encoder
-    is known in closed form, so it needs no learning rate and no penalty.
+    Variable projection: for the squared distance of features the best member of a family
+    (orthogonal by default) is known given the encoder, so it needs no learning rate and no
+    penalty, and orthogonal matrices are exactly so.
     """
 
-    def __init__(self, start: Float[Tensor, "T d d"], *, memory: float, solve_every: int):
-        """Begin with cross-covariances `start` (sums of z_t z_m^T, one sample's weight each)."""
-        self._sums = start
+    def __init__(self, start: Moments, *, family: str, memory: float, solve_every: int):
+        """Begin with the moments of all samples; `memory` is their decay a step."""
+        self._moments = start
+        self._solve = FAMILIES[family]
         self._memory = memory
         self._solve_every = solve_every
         self._steps = 0
-        self.matrices = polar_factor(start)
+        self.matrices: Float[Tensor, "T d d"] = self._solve(start).float()
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return zero: the constraint is exact."""
@@ -50,12 +52,14 @@ class RunningProcrustes:
     def observe(
         self, merged: Sequence[Float[Tensor, "n d"]], finetuned: Sequence[Float[Tensor, "n d"]]
     ) -> None:
-        """Add this step's mean of z_t z_m^T, and solve anew every few steps."""
+        """Take in this step's moments, and solve anew every few steps."""
         for t, (z_m, z_t) in enumerate(zip(merged, finetuned, strict=True)):
-            self._sums[t].lerp_(z_t.mT @ z_m / len(z_m), 1 - self._memory)
+            now = moments(z_m, z_t)
+            self._moments.cross[t].lerp_(now.cross[0], 1 - self._memory)
+            self._moments.gram[t].lerp_(now.gram[0], 1 - self._memory)
         self._steps += 1
         if self._steps % self._solve_every == 0:
-            self.matrices = polar_factor(self._sums)
+            self.matrices = self._solve(self._moments).float()
 
 
 class PenalisedMatrices:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from momacli.cli.reading import MaxLength, MaxSamples, Sample, Strict, TextColumn, reading_from
 from momacli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,8 +16,11 @@ EPILOG = "Example: moma align --data unlabeled/ --device cuda"
 
 def align(
     data: Annotated[
-        str,
-        typer.Option(metavar="FOLDER", help="Unlabeled samples: one sub-folder per task."),
+        list[str],
+        typer.Option(
+            metavar="FOLDER|TASK=PATH",
+            help="Unlabeled samples: a sub-folder or text file per task; repeatable.",
+        ),
     ],
     merged: Annotated[
         str | None,
@@ -46,7 +50,11 @@ def align(
     ] = None,
     transform: Annotated[
         str | None,
-        typer.Option(metavar="orthogonal|penalty", help="penalty is the paper's soft constraint."),
+        typer.Option(
+            metavar="FAMILY",
+            help="orthogonal (default), similarity, scaling or linear, in closed form; penalty is "
+            "the paper's soft constraint.",
+        ),
     ] = None,
     objective: Annotated[
         str | None,
@@ -72,7 +80,7 @@ def align(
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the soft penalty on A^T A - I; default 1.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of the samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the choice and order of the samples.")] = 0,
     base: Annotated[
         str | None,
         typer.Option(metavar="CKPT", help="The base, if it is not where the merge found it."),
@@ -95,9 +103,11 @@ def align(
         str | None,
         typer.Option(metavar="FOLDER", help="Fine-tuned features are kept here; ~/.cache/moma."),
     ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first sample that cannot be read.")
-    ] = False,
+    max_samples: MaxSamples = None,
+    sample: Sample = None,
+    text_column: TextColumn = None,
+    max_length: MaxLength = None,
+    strict: Strict = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an output that moma did not write.")
     ] = False,
@@ -140,7 +150,15 @@ def align(
             base=base,
             config=config,
             cache=cache,
-            strict=strict,
+            reading=reading_from(
+                max_samples,
+                sample,
+                seed=seed,
+                text_column=text_column,
+                label_column=None,
+                max_length=max_length,
+                strict=strict,
+            ),
             force=force,
             dry_run=dry_run,
             listener=listener,

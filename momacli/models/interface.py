@@ -3,8 +3,8 @@
 A head begins with a linear layer, the one that absorbs A_t; in most models that is all of it.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,6 +13,29 @@ from torch import Tensor
 
 Batch = Mapping[str, Tensor]
 """What a model takes: pixel_values, or input_ids with attention_mask; first dimension N."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How batches of token ids are brought to a common length; others are as long already."""
+
+    values: Mapping[str, int] = field(default_factory=dict)  # by input name; 0 for the others
+    left: bool = False
+
+    def together(self, batches: Sequence[Batch]) -> Batch:
+        """Return the samples of all batches, in order, as one batch."""
+        result = {}
+        for key in batches[0]:
+            parts = [batch[key] for batch in batches]
+            if parts[0].ndim == 2:
+                length = max(part.shape[1] for part in parts)
+                parts = [self._filled(key, part, length - part.shape[1]) for part in parts]
+            result[key] = torch.cat(parts)
+        return result
+
+    def _filled(self, key: str, tokens: Tensor, missing: int) -> Tensor:
+        sides = (missing, 0) if self.left else (0, missing)
+        return torch.nn.functional.pad(tokens, sides, value=self.values.get(key, 0))
 
 
 @dataclass(frozen=True)

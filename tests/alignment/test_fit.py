@@ -76,6 +76,15 @@ def test_mask_and_transforms_together_fit_better_than_transforms_alone(problem, 
     assert 0 < fitted.masked_share < 1
 
 
+@pytest.mark.parametrize("transform", ["similarity", "scaling", "linear"])
+def test_other_families_lower_the_objective_from_their_own_closed_form(problem, transform):
+    settings = Settings(steps=30, transform=transform)
+    alone = fit_alignment(*problem(), replace(settings, mask="none"), headroom=1.0)
+    fitted = fit_alignment(*problem(), settings, headroom=2.0)
+
+    assert fitted.objective_after.sum() < alone.objective_after.sum()
+
+
 def test_the_encoder_is_left_with_the_masked_weights(problem):
     encoder, read_base, tasks = problem()
     merged = {name: value.detach().clone() for name, value in encoder.parameters.items()}
