@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from momacli.methods._selection import count_to_keep, largest_magnitudes
@@ -22,6 +22,7 @@ def test_a_density_keeps_its_share_and_at_least_one(density, size, count):
     assert count_to_keep(density, size) == count
 
 
+@settings(deadline=None)  # the first example pays for torch
 @given(
     values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1),
     density=st.floats(0.01, 1),
