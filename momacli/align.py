@@ -21,6 +21,7 @@ from momacli.checkpoint.provenance import (
 )
 from momacli.checkpoint.reader import Checkpoint, iterate_blocks
 from momacli.checkpoint.staging import staged_file
+from momacli.data.reading import Reading
 from momacli.errors import ConflictError, ModelError, UsageError
 from momacli.progress import Listener, Notice, ignore
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from momacli.alignment.alignment import Alignment
     from momacli.alignment.fit import Fitted, TaskData
+    from momacli.data.folders import Data
     from momacli.models.classification import Classifier
 
 DEFAULT_INPUTS = ("merged", "merged.safetensors")
@@ -78,26 +80,26 @@ class _Inputs:
     base: Checkpoint
     experts: Mapping[str, Expert]
     data: Mapping[str, Path]
+    reading: Reading
     device: "torch.device"
     target: Path
     alignment: Path
     settings: Settings
     cache: Path
-    strict: bool
     listener: Listener = field(repr=False, default=ignore)
 
 
 def align(
     merged: str | Path | None = None,
     *,
-    data: str | Path,
+    data: "Data",
     settings: Settings | None = None,
+    reading: Reading | None = None,
     device: str = "auto",
     output: str | Path | None = None,
     base: str | Path | None = None,
     config: str | Path | None = None,
     cache: str | Path | None = None,
-    strict: bool = False,
     force: bool = False,
     dry_run: bool = False,
     listener: Listener = ignore,
@@ -105,11 +107,11 @@ def align(
     """Fit mask and transforms to unlabeled samples and write the absorbed model.
 
     merged: a file or folder that `merge` wrote; default `merged/` or `merged.safetensors`.
-    data: a folder with one sub-folder of samples per task.
+    data: a folder with one sub-folder or text file of samples per task, "TASK=PATH", or several.
+    reading: which samples are used, and where they are in the files.
     output: default `aligned/`, with the alignment itself in `aligned/alignment.safetensors`,
         or `aligned.safetensors` with `aligned.alignment.safetensors` beside it.
     cache: folder of fine-tuned features, default ~/.cache/moma.
-    strict: stop at the first sample that cannot be read.
 
     Raises MomaErrors before any work where inputs do not fit, and DivergenceError if a loss is
     not finite; nothing is written then.
@@ -121,7 +123,7 @@ def align(
         inputs = _open(
             stack,
             Path(merged) if merged is not None else _default_input(),
-            Path(data),
+            data,
             device=device,
             output=output,
             base=base,
@@ -129,7 +131,7 @@ def align(
             force=force,
             settings=settings or Settings(),
             cache=Path(cache) if cache else default_cache(),
-            strict=strict,
+            reading=reading or Reading(),
             listener=listener,
         )
         report = AlignReport(
@@ -184,7 +186,7 @@ def choose_device(device: str) -> "torch.device":
 def _open(
     stack: ExitStack,
     path: Path,
-    data: Path,
+    data: "Data",
     *,
     device: str,
     output: str | Path | None,
@@ -194,7 +196,7 @@ def _open(
     **rest: Any,
 ) -> _Inputs:
     """Open all inputs and refuse what does not fit, before any work."""
-    from momacli.data.folders import task_folders
+    from momacli.data.folders import task_sources
 
     chosen = choose_device(device)
     model = stack.enter_context(MultiTask.open(path, config=config))
@@ -215,7 +217,7 @@ def _open(
             f"{path} does not say what kind of model it is",
             hint="give its config.json with --config",
         )
-    folders = task_folders(data, list(model.tasks))
+    sources = task_sources(data, list(model.tasks))
     opened = (
         stack.enter_context(Checkpoint.open(Path(base)))
         if base is not None
@@ -233,7 +235,12 @@ def _open(
     target = choose_output(
         output,
         "aligned" if path.is_dir() else "aligned.safetensors",
-        inputs=[path, opened.path, *(one.checkpoint.path for one in experts.values()), data],
+        inputs=[
+            path,
+            opened.path,
+            *(one.checkpoint.path for one in experts.values()),
+            *sources.values(),
+        ],
         force=force,
     )
     if path.is_dir():
@@ -241,7 +248,17 @@ def _open(
     else:
         beside = target.with_name(f"{target.stem}.{ALIGNMENT}")
         alignment = choose_output(beside, beside.name, inputs=[path], force=force)
-    return _Inputs(model, recipe, opened, experts, folders, chosen, target, alignment, **rest)
+    return _Inputs(
+        model,
+        recipe,
+        opened,
+        experts,
+        data=sources,
+        device=chosen,
+        target=target,
+        alignment=alignment,
+        **rest,
+    )
 
 
 def _open_recorded_base(stack: ExitStack, recipe: Recipe, path: Path) -> Checkpoint:
@@ -349,39 +366,33 @@ def _task_data(inputs: _Inputs, classifier: "Classifier") -> list["TaskData"]:
 
     from momacli.alignment.fit import TaskData, encode_all
     from momacli.data.features import FeatureCache, feature_key
-    from momacli.data.folders import image_files
-    from momacli.data.images import load_images
-    from momacli.models.preprocessing import image_preprocessor
+    from momacli.data.loading import Samples, load_samples
 
     cache = FeatureCache(inputs.cache, listener=inputs.listener)
     tasks: list[TaskData] = []
     for task, model in inputs.model.tasks.items():
         assert model.description is not None
-        folder = inputs.data[task]
-        samples = load_images(
-            image_files(folder),
-            image_preprocessor(model.description.folder),
-            strict=inputs.strict,
-            stage=f"decoding {task}",
-            listener=inputs.listener,
+        source = inputs.data[task]
+        samples = load_samples(
+            source, model.description, task, inputs.reading, listener=inputs.listener
         )
-        values = samples.values
 
-        def batch(indices: "Tensor", values: "Tensor" = values) -> dict[str, "Tensor"]:
-            return {"pixel_values": values[indices].to(inputs.device, non_blocking=True)}
+        def batch(indices: "Tensor", samples: Samples = samples) -> dict[str, "Tensor"]:
+            values = samples.batch(indices)
+            return {key: value.to(inputs.device) for key, value in values.items()}
 
         expert = inputs.experts[task]
-        prepared: dict[str, Any] = {"shape": list(values.shape[1:]), **_processor(model)}
+        prepared: dict[str, Any] = {**samples.preparation, **_processor(model)}
         prepared["config"] = dict(model.description.config)
         weights = expert.checkpoint.sha256()
         if expert.is_task_vector:
             weights = weights | {f"base/{k}": v for k, v in inputs.base.sha256().items()}
-        key = feature_key(weights, prepared, samples.files, folder)
+        key = feature_key(weights, prepared, samples.files, source)
         features = cache.get(key, len(samples))
         if not tasks:
             classifier.find_head(batch(torch.arange(min(4, len(samples)))))
         head = classifier.head(_reader(model), model.keys)
-        data = TaskData(task, len(samples), batch, torch.empty(0, 0), head)
+        data = TaskData(task, len(samples), batch, torch.empty(0, 0), head, samples.padding)
         if features is None:
             classifier.load_encoder(_expert_reader(expert, inputs.base))
             features = encode_all(

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 
 from momacli.align import choose_device
 from momacli.checkpoint.multitask import MultiTask, TaskModel
+from momacli.data.reading import Reading
 from momacli.errors import DataError, ModelError
 from momacli.progress import Listener, Progress, ignore
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from momacli.data.folders import Data
+    from momacli.data.loading import Samples
 
 _BATCH = 64
 _Z = 1.959963984540054  # the normal distribution's 97.5 % point
@@ -55,38 +59,43 @@ class EvalReport:
 def evaluate(
     models: Sequence[str | Path],
     *,
-    data: str | Path,
+    data: "Data",
+    reading: Reading | None = None,
     config: str | Path | None = None,
     device: str = "auto",
-    strict: bool = False,
     listener: Listener = ignore,
 ) -> EvalReport:
-    """Count correct answers of each model's tasks on `data`/<task>/<class>/*.
+    """Count correct answers of each model's tasks on labeled samples.
+
+    data: a folder with images as <task>/<class>/* or texts as <task>.jsonl, .csv, ...;
+        "TASK=PATH"; or several.
 
     models: files or folders of one task or several (a folder of experts, merged/, aligned/).
-    The classes of a head are those of its own id2label; a class folder bears a class's name or
-    number.
+    The classes of a head are those of its own id2label; a class folder, and a label in a file,
+    is a class's name or number.
 
     Raises MomaErrors where a model cannot be read or a folder does not match its labels.
     """
     chosen = choose_device(device)
-    prepared: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+    prepared: dict[tuple[str, str], tuple[Samples, Tensor]] = {}
     scores: dict[str, dict[str, Score]] = {}
     for path in models:
         with MultiTask.open(Path(path), config=Path(config) if config else None) as model:
-            scores[str(path)] = _evaluate(model, Path(data), chosen, strict, listener, prepared)
+            scores[str(path)] = _evaluate(
+                model, data, chosen, reading or Reading(), listener, prepared
+            )
     return EvalReport(scores)
 
 
 def _evaluate(
     model: MultiTask,
-    data: Path,
+    data: "Data",
     device: "torch.device",
-    strict: bool,
+    reading: Reading,
     listener: Listener,
-    prepared: "dict[tuple[str, str], tuple[Tensor, Tensor]]",
+    prepared: "dict[tuple[str, str], tuple[Samples, Tensor]]",
 ) -> dict[str, Score]:
-    from momacli.data.folders import task_folders
+    from momacli.data.folders import task_sources
 
     for one in model.tasks.values():
         if one.description is None:
@@ -94,12 +103,12 @@ def _evaluate(
                 f"{model.path} does not say what kind of model it is",
                 hint="give its config.json with --config",
             )
-    folders = task_folders(data, list(model.tasks))
+    sources = task_sources(data, list(model.tasks))
     scores = {}
     for done, (task, one) in enumerate(model.tasks.items()):
-        key = (str(folders[task]), _preparation(one))
+        key = (str(sources[task]), _preparation(one))
         if key not in prepared:
-            prepared[key] = _labeled(one, folders[task], strict, listener)
+            prepared[key] = _labeled(one, sources[task], reading, listener)
         listener(Progress(f"evaluating {model.path}", done, len(model.tasks), "tasks"))
         scores[task] = _score(one, *prepared[key], device)
     listener(Progress(f"evaluating {model.path}", len(model.tasks), len(model.tasks), "tasks"))
@@ -107,37 +116,31 @@ def _evaluate(
 
 
 def _preparation(model: TaskModel) -> str:
-    """What determines a task's prepared inputs and labels: processor files and classes."""
-    from momacli.models.layout import class_names
+    """What determines a task's prepared inputs and labels: its kind, files and classes."""
+    from momacli.models.layout import architecture, class_names
 
     assert model.description is not None
+    config = model.description.config
     files = (file.read_bytes().hex() for file in model.description.companions)
-    return "|".join([*files, *class_names(model.description.config)])
+    kind = (architecture(config), str(config.get("max_position_embeddings")))
+    return "|".join([*kind, *files, *class_names(config)])
 
 
 def _labeled(
-    model: TaskModel, folder: Path, strict: bool, listener: Listener
-) -> "tuple[Tensor, Tensor]":
+    model: TaskModel, source: Path, reading: Reading, listener: Listener
+) -> "tuple[Samples, Tensor]":
     import torch
 
-    from momacli.data.folders import image_files, labels_of
-    from momacli.data.images import load_images
-    from momacli.models.layout import class_names
-    from momacli.models.preprocessing import image_preprocessor
+    from momacli.data.loading import load_labeled
 
     assert model.description is not None
-    samples = load_images(
-        image_files(folder),
-        image_preprocessor(model.description.folder),
-        strict=strict,
-        stage=f"decoding {model.task}",
-        listener=listener,
+    samples, labels = load_labeled(
+        source, model.description, model.task, reading, listener=listener
     )
-    labels = labels_of(folder, samples.files, class_names(model.description.config))
-    return samples.values, torch.tensor(labels)
+    return samples, torch.tensor(labels)
 
 
-def _score(model: TaskModel, values: "Tensor", labels: "Tensor", device: "torch.device") -> Score:
+def _score(model: TaskModel, samples: "Samples", labels: "Tensor", device: "torch.device") -> Score:
     import torch
 
     from momacli.models.classification import Classifier
@@ -151,8 +154,9 @@ def _score(model: TaskModel, values: "Tensor", labels: "Tensor", device: "torch.
     )
     correct = 0
     with torch.no_grad():
-        for part, wanted in zip(values.split(_BATCH), labels.split(_BATCH), strict=True):
-            logits = classifier.logits({"pixel_values": part.to(device)})
+        for indices in torch.arange(len(samples)).split(_BATCH):
+            wanted, inputs = labels[indices], samples.batch(indices)
+            logits = classifier.logits({key: value.to(device) for key, value in inputs.items()})
             if int(wanted.max()) >= logits.shape[1]:
                 raise DataError(
                     f"the labels of task {model.task} go up to {int(wanted.max())}, "

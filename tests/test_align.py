@@ -244,7 +244,7 @@ def test_a_task_without_samples_is_listed_before_any_work(merged):
 
     with pytest.raises(DataError) as caught:
         align(data="partial", settings=QUICK)
-    assert caught.value.details == ("dogs: no folder",)
+    assert caught.value.details == ("dogs: no folder or file",)
     assert nothing_was_written(merged)
 
 

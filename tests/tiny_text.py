@@ -1,5 +1,7 @@
 """Small configurations of text classifiers, each with a head of its own kind."""
 
+from pathlib import Path
+
 import torch
 import transformers
 
@@ -16,7 +18,17 @@ _SIZES = {
     "pad_token_id": 0,
 }
 
-FAMILIES = ("Bert", "Roberta", "DistilBert", "DebertaV2", "ModernBert", "T5")
+FIRST = {
+    "Bert": "classifier",
+    "Roberta": "classifier.dense",
+    "DistilBert": "pre_classifier",
+    "DebertaV2": "pooler.dense",
+    "ModernBert": "head.dense",
+    "T5": "classification_head.dense",
+}
+"""The layer that takes the features, known here to be found by structure there."""
+
+FAMILIES = tuple(FIRST)
 
 
 def text_config(family: str, classes: int = 3) -> transformers.PreTrainedConfig:
@@ -59,3 +71,32 @@ def text_batch(rows: int = 5) -> dict[str, torch.Tensor]:
         ids[row, end + 1 :] = 0
         mask[row, end + 1 :] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of whole words, with [CLS] before and </s> after each text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A </s>",
+        pair="[CLS] $A [SEP] $B:1 </s>:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3), ("</s>", 1)],
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", eos_token="</s>",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def random_texts(count: int, seed: int = 0) -> list[str]:
+    """Texts of one word to nine."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int) -> int:
+        return int(torch.randint(high, (), generator=generator))
+
+    return [" ".join(f"w{draw(35)}" for _ in range(1 + draw(9))) for _ in range(count)]

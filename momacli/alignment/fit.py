@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from momacli.alignment.mask import MaskedEncoder, start_value
 from momacli.alignment.objectives import feature_distance, logit_divergence
+from momacli.alignment.resume import Keeper, uninterrupted
 from momacli.alignment.settings import Settings
 from momacli.alignment.transforms import PenalisedMatrices, RunningSolution, Transforms
 from momacli.errors import DivergenceError
@@ -61,6 +63,7 @@ def fit_alignment(
     settings: Settings,
     *,
     headroom: float,
+    keeper: Keeper | None = None,
     listener: Listener = ignore,
 ) -> Fitted:
     """Fit transforms and mask to the merged weights that the encoder now holds.
@@ -68,6 +71,9 @@ def fit_alignment(
     The encoder is left with the masked weights. The objective on all samples never ends above
     where it started (the closed form; with learned matrices, the identity): if the steps made
     it worse, the closed form without a mask is returned.
+
+    keeper: keeps the state, so that a run that was stopped goes on where it was, with the same
+        result; the one who has the result discards it.
 
     Raises DivergenceError, naming step and task, if a loss is not finite.
     """
@@ -93,7 +99,7 @@ def fit_alignment(
     first = start_value(headroom) if settings.start == "merged" else settings.start
     masked = MaskedEncoder(encoder.parameters, read_base, headroom=headroom, start=first)
     transforms = _transforms(settings, full)
-    _descend(encoder, masked, transforms, tasks, settings, objective, listener)
+    _descend(encoder, masked, transforms, tasks, settings, objective, keeper, listener)
     masked.release()
     after = encode_all(encoder, tasks, "aligned features", listener)
     matrices = _best_transforms(settings, transforms, after, tasks, objective)
@@ -138,24 +144,80 @@ def _descend(
     tasks: Sequence[TaskData],
     settings: Settings,
     objective: "_ObjectiveFunction",
+    keeper: Keeper | None,
     listener: Listener,
 ) -> None:
-    orders = [_shuffled(task, settings) for task in tasks]
-    for step in range(1, settings.steps + 1):
-        picked = [next(order) for order in orders]
-        batches = [task.batch(indices) for task, indices in zip(tasks, picked, strict=True)]
-        features = encoder.features(tasks[0].padding.together(batches)).float()
-        merged = features.split([len(indices) for indices in picked])
-        finetuned = [task.finetuned[indices] for task, indices in zip(tasks, picked, strict=True)]
-        losses = [
-            objective(z_m @ A.mT, z_t, task.head)
-            for z_m, A, z_t, task in zip(merged, transforms.matrices, finetuned, tasks, strict=True)
-        ]
-        (torch.stack(losses).sum() + transforms.penalty()).backward()
-        values = _finite(losses, tasks, step)
+    done = _resumed(keeper, masked, transforms, listener)
+    orders = [islice(_shuffled(task, settings), done, None) for task in tasks]
+    try:
+        while done < settings.steps:
+            picked = [next(order) for order in orders]
+            values = _step(
+                encoder, masked, transforms, tasks, picked, settings, objective, done + 1
+            )
+            done += 1
+            listener(Progress("aligning", done, settings.steps, "steps", values))
+            if keeper and keeper.every and done % keeper.every == 0:
+                keeper.save(done, _state(masked, transforms))
+    except KeyboardInterrupt:
+        if keeper:
+            with uninterrupted():
+                keeper.save(masked.steps, _state(masked, transforms))
+            text = f"stopped after step {masked.steps}; the same command goes on from there"
+            listener(Notice(text))
+        raise
+
+
+def _step(
+    encoder: Encoder,
+    masked: MaskedEncoder,
+    transforms: Transforms,
+    tasks: Sequence[TaskData],
+    picked: Sequence[Tensor],
+    settings: Settings,
+    objective: "_ObjectiveFunction",
+    number: int,
+) -> dict[str, float]:
+    """Move mask and transforms by one step on these samples; returns each task's loss."""
+    batches = [task.batch(indices) for task, indices in zip(tasks, picked, strict=True)]
+    features = encoder.features(tasks[0].padding.together(batches)).float()
+    merged = features.split([len(indices) for indices in picked])
+    finetuned = [task.finetuned[indices] for task, indices in zip(tasks, picked, strict=True)]
+    losses = [
+        objective(z_m @ A.mT, z_t, task.head)
+        for z_m, A, z_t, task in zip(merged, transforms.matrices, finetuned, tasks, strict=True)
+    ]
+    (torch.stack(losses).sum() + transforms.penalty()).backward()
+    values = _finite(losses, tasks, number)
+    with uninterrupted():  # half an update would be no state to go on from
         masked.step(rate=settings.mask_rate, sparsity=settings.sparsity)
         transforms.observe([z_m.detach() for z_m in merged], finetuned)
-        listener(Progress("aligning", step, settings.steps, "steps", values))
+    return values
+
+
+def _state(masked: MaskedEncoder, transforms: Transforms) -> dict[str, Tensor]:
+    parts = {"mask": masked.state(), "transforms": transforms.state()}
+    return {
+        f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()
+    }
+
+
+def _resumed(
+    keeper: Keeper | None, masked: MaskedEncoder, transforms: Transforms, listener: Listener
+) -> int:
+    """Take up a kept state; returns how many steps it has behind it."""
+    kept = keeper.load() if keeper else None
+    if kept is None:
+        return 0
+    step, tensors = kept
+    parts: dict[str, dict[str, Tensor]] = {"mask": {}, "transforms": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    masked.restore(step, parts["mask"])
+    transforms.restore(step, parts["transforms"])
+    listener(Notice(f"going on after step {step}"))
+    return step
 
 
 def _shuffled(task: TaskData, settings: Settings) -> Iterator[Tensor]:

@@ -25,6 +25,8 @@ COMPANIONS = (
     "vocab.json",
     "merges.txt",
     "spiece.model",
+    "spm.model",
+    "tokenizer.model",
     "sentencepiece.bpe.model",
 )
 """Files beside a config.json that belong to the model and travel with it."""

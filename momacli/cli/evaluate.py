@@ -4,6 +4,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from momacli.cli.reading import (
+    LabelColumn,
+    MaxLength,
+    MaxSamples,
+    Sample,
+    Strict,
+    TextColumn,
+    reading_from,
+)
+
 if TYPE_CHECKING:
     from momacli.cli.console import Table
     from momacli.evaluate import EvalReport
@@ -22,9 +32,11 @@ def evaluate(
         ),
     ],
     data: Annotated[
-        str,
+        list[str],
         typer.Option(
-            metavar="FOLDER", help="Labeled samples: FOLDER/TASK/CLASS/*, by class name or number."
+            metavar="FOLDER|TASK=PATH",
+            help="Labeled samples: images as FOLDER/TASK/CLASS/*, texts as FOLDER/TASK.jsonl or "
+            ".csv with a column of classes, by name or number; repeatable.",
         ),
     ],
     compare: Annotated[
@@ -38,9 +50,13 @@ def evaluate(
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda", help="auto takes a GPU where there is one.")
     ] = "auto",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first sample that cannot be read.")
-    ] = False,
+    max_samples: MaxSamples = None,
+    sample: Sample = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    max_length: MaxLength = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of samples.")] = 0,
+    strict: Strict = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the scores as JSON instead of a table.")
     ] = False,
@@ -59,7 +75,15 @@ def evaluate(
             data=data,
             config=config,
             device=device,
-            strict=strict,
+            reading=reading_from(
+                max_samples,
+                sample,
+                seed=seed,
+                text_column=text_column,
+                label_column=label_column,
+                max_length=max_length,
+                strict=strict,
+            ),
             listener=listener,
         )
     if as_json:

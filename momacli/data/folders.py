@@ -1,35 +1,65 @@
-"""Data folders: one sub-folder per task, and within a labeled one, one per class."""
+"""Where samples lie: one folder or file per task, and within a labeled folder, one per class."""
 
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from momacli.data.tables import is_table
 from momacli.errors import DataError
+
+Data = str | Path | Sequence[str | Path]
+"""Where samples are: a folder, or "TASK=PATH", or several of these."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
-def task_folders(data: Path, tasks: Sequence[str]) -> dict[str, Path]:
-    """Find each task's folder by its name.
+def task_sources(data: Data, tasks: Sequence[str]) -> dict[str, Path]:
+    """Find each task's samples: a folder of its name, or a text file such as TASK.jsonl.
 
-    With a single task, `data` itself may hold the samples. Raises DataError listing the tasks
-    without a folder and the folders without a task.
+    data: "TASK=PATH" for single tasks, or folders that hold those of several. With a single
+        task, the path itself may be its samples.
+
+    Raises DataError listing the tasks without samples and the samples without a task.
     """
-    if not data.is_dir():
-        raise DataError(f"{data} is not a folder", hint="give a folder with one sub-folder a task")
-    found = {entry.name: entry for entry in sorted(data.iterdir()) if entry.is_dir()}
-    missing = [task for task in tasks if task not in found]
-    if not missing:
-        return {task: found[task] for task in tasks}
-    if len(tasks) == 1 and any(_image_files(data)):
-        return {tasks[0]: data}
-    extra = sorted(name for name in found if name not in tasks and not name.startswith("."))
+    given = [data] if isinstance(data, (str, Path)) else list(data)
+    named: dict[str, Path] = {}
+    found: dict[str, Path] = {}
+    roots: list[Path] = []
+    for item in given:
+        name, _, place = str(item).partition("=")
+        if place and not Path(item).exists():
+            named[name] = Path(place)
+        else:
+            roots.append(Path(item))
+    for root in [*named.values(), *roots]:
+        if not root.exists():
+            raise DataError(f"{root} does not exist", hint="check the path and its spelling")
+    for root in roots:
+        for path in sorted(root.iterdir()) if root.is_dir() else [root]:
+            if not path.name.startswith(".") and (path.is_dir() or is_table(path)):
+                name = path.name if path.is_dir() else path.name.split(".", 1)[0]
+                found.setdefault(name, path)
+    sources = found | named
+    missing = [task for task in tasks if task not in sources]
+    unknown = [name for name in named if name not in tasks]
+    if not missing and not unknown:
+        return {task: sources[task] for task in tasks}
+    if len(tasks) == 1 and len(roots) == 1 and not unknown and _holds_samples(roots[0]):
+        return {tasks[0]: roots[0]}
+    extra = sorted(name for name in sources if name not in tasks)
+    where = ", ".join(str(root) for root in roots) or "--data"
     raise DataError(
-        f"{data} has no folder for {len(missing)} of {len(tasks)} tasks",
-        details=[f"{task}: no folder" for task in missing]
-        + [f"{name}/: no task of this name" for name in extra],
-        hint="name the sub-folders like the tasks, or the tasks like the folders with NAME=PATH",
+        f"{where} has no samples for {len(missing)} of {len(tasks)} tasks",
+        details=[f"{task}: no folder or file" for task in missing]
+        + [f"{name}: no task of this name" for name in extra],
+        hint="name the folders or files like the tasks, or say --data TASK=PATH for each",
     )
+
+
+def _holds_samples(path: Path) -> bool:
+    if path.is_file():
+        return is_table(path)
+    return any(_image_files(path)) or any(is_table(file) for file in path.iterdir())
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -63,14 +93,21 @@ def labels_of(folder: Path, files: Sequence[Path], classes: Sequence[str]) -> li
 
     A class folder bears the class's name, or its number.
     """
+    names = [file.relative_to(folder).parts[0] for file in files]
+    return class_numbers(names, classes, f"{folder} has class folders")
+
+
+def class_numbers(
+    names: Sequence[str | int], classes: Sequence[str], whose: str = "there are labels"
+) -> list[int]:
+    """Index of each class, given by its name or its number. Raises DataError for others."""
     table = {str(number): number for number in range(len(classes))}
     table |= {name: number for number, name in enumerate(classes)}
-    names = [file.relative_to(folder).parts[0] for file in files]
-    unknown = sorted({name for name in names if name not in table})
+    unknown = sorted({str(name) for name in names if str(name) not in table})
     if unknown:
         raise DataError(
-            f"{folder} has class folders that the model's id2label does not know",
+            f"{whose} that the model's id2label does not know",
             details=unknown[:20],
             hint=f"its classes are {', '.join(classes[:20])}",
         )
-    return [table[name] for name in names]
+    return [table[str(name)] for name in names]

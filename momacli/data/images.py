@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from momacli.errors import DataError
+from momacli.models.interface import Padding
 from momacli.progress import Listener, Notice, Progress, ignore
 
 MEMORY_BUDGET = 4 << 30
@@ -34,6 +35,20 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """The samples of these numbers, as a model takes them."""
+        return {"pixel_values": self.values[indices]}
+
+    @property
+    def preparation(self) -> dict[str, object]:
+        """What was done to the files, for the key of a cache."""
+        return {"shape": list(self.values.shape[1:])}
+
+    @property
+    def padding(self) -> Padding:
+        """None is needed: all are of one size."""
+        return Padding()
 
 
 def load_images(

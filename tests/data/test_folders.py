@@ -1,6 +1,6 @@
 import pytest
 
-from momacli.data.folders import image_files, labels_of, task_folders
+from momacli.data.folders import image_files, labels_of, task_sources
 from momacli.errors import DataError
 
 
@@ -14,31 +14,31 @@ def test_each_task_gets_the_folder_of_its_name(tmp_path):
     for task in ("b", "a", "unused"):
         (tmp_path / task).mkdir()
 
-    assert task_folders(tmp_path, ["a", "b"]) == {"a": tmp_path / "a", "b": tmp_path / "b"}
+    assert task_sources(tmp_path, ["a", "b"]) == {"a": tmp_path / "a", "b": tmp_path / "b"}
 
 
 def test_unmatched_tasks_and_folders_are_listed_together(tmp_path):
     (tmp_path / "mnits").mkdir()
 
     with pytest.raises(DataError) as caught:
-        task_folders(tmp_path, ["mnist", "svhn"])
+        task_sources(tmp_path, ["mnist", "svhn"])
 
     assert caught.value.details == (
-        "mnist: no folder",
-        "svhn: no folder",
-        "mnits/: no task of this name",
+        "mnist: no folder or file",
+        "svhn: no folder or file",
+        "mnits: no task of this name",
     )
 
 
 def test_a_single_task_may_have_its_images_right_in_the_data_folder(tmp_path):
     touch(tmp_path / "one.png")
 
-    assert task_folders(tmp_path, ["anything"]) == {"anything": tmp_path}
+    assert task_sources(tmp_path, ["anything"]) == {"anything": tmp_path}
 
 
 def test_a_missing_data_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="nowhere"):
-        task_folders(tmp_path / "nowhere", ["a"])
+        task_sources(tmp_path / "nowhere", ["a"])
 
 
 def test_images_are_found_at_any_depth_in_a_fixed_order_and_other_files_are_not(tmp_path):
@@ -81,3 +81,21 @@ def test_a_class_folder_the_model_does_not_know_is_named_with_the_known_ones(tmp
 def test_images_outside_any_class_folder_are_refused_as_labels(tmp_path):
     with pytest.raises(DataError):
         labels_of(tmp_path, [tmp_path / "1.png"], ["dog", "cat"])
+
+
+def test_text_files_stand_for_their_tasks_and_single_paths_are_given_by_name(tmp_path):
+    sst2 = touch(tmp_path / "data/sst2.jsonl.gz")
+    mnli = touch(tmp_path / "data/mnli.csv")
+    other = touch(tmp_path / "elsewhere.txt")
+
+    found = task_sources([tmp_path / "data", f"trec={other}"], ["sst2", "mnli", "trec"])
+
+    assert found == {"sst2": sst2, "mnli": mnli, "trec": other}
+
+
+def test_a_path_for_a_task_that_does_not_exist_is_refused(tmp_path):
+    (tmp_path / "cats").mkdir()
+
+    with pytest.raises(DataError) as caught:
+        task_sources([f"cats={tmp_path}/cats", f"cast={tmp_path}/cats"], ["cats"])
+    assert caught.value.details == ("cast: no task of this name",)

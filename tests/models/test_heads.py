@@ -1,7 +1,7 @@
 import pytest
 import torch
 import transformers
-from tiny_text import FAMILIES, text_batch, text_model
+from tiny_text import FAMILIES, FIRST, text_batch, text_model
 from torch import nn
 
 from momacli.checkpoint.reader import Checkpoint
@@ -9,16 +9,6 @@ from momacli.errors import ModelError
 from momacli.models.classification import Classifier
 from momacli.models.factory import quiet
 from momacli.models.heads import record
-
-FIRST = {
-    "Bert": "classifier",
-    "Roberta": "classifier.dense",
-    "DistilBert": "pre_classifier",
-    "DebertaV2": "pooler.dense",
-    "ModernBert": "head.dense",
-    "T5": "classification_head.dense",
-}
-"""The layer that takes the features, known here to be found by structure there."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -1,0 +1,105 @@
+"""A task's samples as its model takes them: images or texts, with labels or without."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from momacli.checkpoint.description import Description
+from momacli.data.folders import class_numbers, image_files, labels_of
+from momacli.data.images import load_images
+from momacli.data.reading import Reading
+from momacli.data.tables import read_table
+from momacli.data.texts import tokenize
+from momacli.models.interface import Padding
+from momacli.models.layout import class_names, takes_text
+from momacli.models.preprocessing import image_preprocessor
+from momacli.models.text import TextPreprocessor
+from momacli.progress import Listener, ignore
+
+
+class Samples(Protocol):
+    """Prepared inputs of one task, in a fixed order."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files they come from."""
+        ...
+
+    @property
+    def padding(self) -> Padding:
+        """How their batches are brought to a common length."""
+        ...
+
+    @property
+    def preparation(self) -> Mapping[str, object]:
+        """What was done to the files, for the key of a cache."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """The samples of these numbers, as a model takes them."""
+        ...
+
+
+def load_samples(
+    path: Path,
+    description: Description,
+    task: str,
+    reading: Reading,
+    *,
+    listener: Listener = ignore,
+) -> Samples:
+    """Read a task's samples without labels. Raises DataError, ModelError."""
+    return _load(path, description, task, reading, listener, labeled=False)[0]
+
+
+def load_labeled(
+    path: Path,
+    description: Description,
+    task: str,
+    reading: Reading,
+    *,
+    listener: Listener = ignore,
+) -> tuple[Samples, list[int]]:
+    """Read a task's samples and the number of each one's class. Raises DataError, ModelError."""
+    return _load(path, description, task, reading, listener, labeled=True)
+
+
+def _load(
+    path: Path,
+    description: Description,
+    task: str,
+    reading: Reading,
+    listener: Listener,
+    *,
+    labeled: bool,
+) -> tuple[Samples, list[int]]:
+    classes = class_names(description.config)
+    if takes_text(description.config):
+        prepare = TextPreprocessor(
+            description.config, description.folder, max_length=reading.max_length
+        )
+        table = read_table(path, reading.columns, labeled=labeled)
+        numbers = reading.sampling.of(range(len(table.texts)), task)
+        texts = tokenize(
+            table,
+            numbers,
+            prepare,
+            preparation={"columns": asdict(reading.columns), "sampling": asdict(reading.sampling)},
+            stage=f"tokenizing {task}",
+            listener=listener,
+        )
+        labels = class_numbers(table.labels, classes, f"{path} has labels") if table.labels else []
+        return texts, [labels[number] for number in numbers] if labels else []
+    images = load_images(
+        reading.sampling.of(image_files(path), task),
+        image_preprocessor(description.folder),
+        strict=reading.strict,
+        stage=f"decoding {task}",
+        listener=listener,
+    )
+    return images, labels_of(path, images.files, classes) if labeled else []
