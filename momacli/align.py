@@ -86,6 +86,7 @@ class _Inputs:
     alignment: Path
     settings: Settings
     cache: Path
+    checkpoint_every: int
     listener: Listener = field(repr=False, default=ignore)
 
 
@@ -100,6 +101,7 @@ def align(
     base: str | Path | None = None,
     config: str | Path | None = None,
     cache: str | Path | None = None,
+    checkpoint_every: int = 100,
     force: bool = False,
     dry_run: bool = False,
     listener: Listener = ignore,
@@ -112,6 +114,8 @@ def align(
     output: default `aligned/`, with the alignment itself in `aligned/alignment.safetensors`,
         or `aligned.safetensors` with `aligned.alignment.safetensors` beside it.
     cache: folder of fine-tuned features, default ~/.cache/moma.
+    checkpoint_every: steps after which the state is kept beside the output, so that the same
+        call goes on where a run was stopped; 0 keeps it only when the run is interrupted.
 
     Raises MomaErrors before any work where inputs do not fit, and DivergenceError if a loss is
     not finite; nothing is written then.
@@ -131,6 +135,7 @@ def align(
             force=force,
             settings=settings or Settings(),
             cache=Path(cache) if cache else default_cache(),
+            checkpoint_every=checkpoint_every,
             reading=reading or Reading(),
             listener=listener,
         )
@@ -270,18 +275,27 @@ def _open_recorded_base(stack: ExitStack, recipe: Recipe, path: Path) -> Checkpo
 def _run(inputs: _Inputs, report: AlignReport) -> AlignReport:
     from momacli.alignment.alignment import alignment_of
     from momacli.alignment.fit import fit_alignment
+    from momacli.alignment.resume import Keeper, state_key
 
     settings = inputs.settings
     classifier = _classifier(inputs)
     tasks = _task_data(inputs, classifier)
     headroom = _headroom(inputs, settings)
     classifier.load_encoder(_reader(next(iter(inputs.model.tasks.values()))))
+    merged = record_merged(inputs.model, inputs.alignment)
+    keeper = Keeper(
+        inputs.target.with_name(f"{inputs.target.stem}.state.safetensors"),
+        state_key(settings, merged.files, [task.finetuned for task in tasks]),
+        every=inputs.checkpoint_every,
+        listener=inputs.listener,
+    )
     fitted = fit_alignment(
         classifier,
         lambda key: inputs.base.read(key),
         tasks,
         settings,
         headroom=headroom,
+        keeper=keeper,
         listener=inputs.listener,
     )
     recipe = Recipe(
@@ -300,7 +314,7 @@ def _run(inputs: _Inputs, report: AlignReport) -> AlignReport:
         heads=inputs.recipe.heads,
         tasks=inputs.recipe.tasks,
         configs=inputs.recipe.configs,
-        merged=record_merged(inputs.model, inputs.alignment),
+        merged=merged,
     )
     alignment = alignment_of(
         {task.task: A for task, A in zip(tasks, fitted.transforms, strict=True)},
@@ -311,6 +325,7 @@ def _run(inputs: _Inputs, report: AlignReport) -> AlignReport:
         place=inputs.alignment,
     )
     absorbed = _write(inputs, alignment, fitted.masks)
+    keeper.discard()
     if absorbed.parameters_after != absorbed.parameters_before:
         raise ModelError(f"{inputs.target} does not have as many parameters as the merged model")
     differences = _verify(inputs, tasks, fitted)

@@ -302,3 +302,24 @@ def test_a_failing_alignment_leaves_the_previous_output_untouched(merged):
 
     assert digests(Path("aligned")) == before
     assert not [path for path in merged.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_stopped_alignment_goes_on_and_ends_with_the_same_bytes(merged):
+    align(data="unlabeled", settings=QUICK, output="whole")
+
+    def interrupt(event):
+        if isinstance(event, Progress) and event.stage == "aligning" and event.done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        align(data="unlabeled", settings=QUICK, listener=interrupt)
+    assert Path("aligned.state.safetensors").is_file()
+    assert not Path("aligned").exists()
+    seen = []
+    align(data="unlabeled", settings=QUICK, listener=seen.append)
+
+    steps = [e.done for e in seen if isinstance(e, Progress) and e.stage == "aligning"]
+    assert steps == list(range(8, QUICK.steps + 1))
+    assert not Path("aligned.state.safetensors").exists()
+    again = {name.replace("whole", "aligned"): d for name, d in digests(Path("whole")).items()}
+    assert digests(Path("aligned")) == again

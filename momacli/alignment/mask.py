@@ -129,6 +129,18 @@ class MaskedEncoder:
             mask = torch.sigmoid(self._S[part])
             self._theta[part] = masked(self._theta_0[part], self._tau[part], mask, self.headroom)
 
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs to go on after the present step."""
+        return {"S": self._S, "m": self._m, "v": self._v}
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state; the weights follow."""
+        self.steps = steps
+        for name, value in self.state().items():
+            value.copy_(state[name])
+        self._gradient.zero_()
+        self._write_back()
+
     def release(self) -> None:
         """Stop learning: drop the gradients."""
         for parameter in self._parameters:

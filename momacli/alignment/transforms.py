@@ -1,6 +1,6 @@
 """The transforms A_t, one per task, while they are being found."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -24,6 +24,14 @@ class Transforms(Protocol):
         self, merged: Sequence[Float[Tensor, "n d"]], finetuned: Sequence[Float[Tensor, "n d"]]
     ) -> None:
         """Take in one step's features, after the backward pass."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `restore` needs to go on after the present step."""
+        ...
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state after `steps` steps."""
         ...
 
 
@@ -61,6 +69,17 @@ class RunningSolution:
         if self._steps % self._solve_every == 0:
             self.matrices = self._solve(self._moments).float()
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the running moments and the matrices in use."""
+        kept = self._moments
+        return {"cross": kept.cross, "gram": kept.gram, "matrices": self.matrices}
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state after `steps` steps."""
+        self._steps = steps
+        for name, value in self.state().items():
+            value.copy_(state[name])
+
 
 class PenalisedMatrices:
     """The paper's: any square matrices, drawn towards O(d) by alpha |A^T A - I| (MOMA Eq. 10)."""
@@ -85,3 +104,17 @@ class PenalisedMatrices:
         """Take a step of Adam."""
         self._adam.step()
         self._adam.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the matrices and Adam's two moments of them."""
+        kept = self._adam.state.get(self.matrices, {})
+        zero = torch.zeros_like(self.matrices)
+        moments = {name: kept.get(name, zero) for name in ("exp_avg", "exp_avg_sq")}
+        return {"matrices": self.matrices.detach(), **moments}
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state after `steps` steps."""
+        with torch.no_grad():
+            self.matrices.copy_(state["matrices"])
+        moments = {name: state[name].to(self.matrices) for name in ("exp_avg", "exp_avg_sq")}
+        self._adam.state[self.matrices] = {"step": torch.tensor(float(steps)), **moments}

@@ -108,6 +108,13 @@ def align(
     text_column: TextColumn = None,
     max_length: MaxLength = None,
     strict: Strict = False,
+    checkpoint_every: Annotated[
+        int,
+        typer.Option(
+            help="Steps after which the state is kept beside the output; the same command goes on "
+            "from it after a stop. 0: only on Ctrl-C."
+        ),
+    ] = 100,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an output that moma did not write.")
     ] = False,
@@ -150,6 +157,7 @@ def align(
             base=base,
             config=config,
             cache=cache,
+            checkpoint_every=checkpoint_every,
             reading=reading_from(
                 max_samples,
                 sample,

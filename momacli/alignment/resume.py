@@ -1,0 +1,102 @@
+"""The state of a running alignment on disk, so that a stopped run goes on where it was.
+
+A state is a safetensors file written whole or not at all; it belongs to one combination of
+weights, samples and settings, and is not used for any other.
+"""
+
+import contextlib
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from momacli.alignment.settings import Settings
+from momacli.checkpoint.dtypes import dtype_code
+from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.staging import staged_file
+from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
+from momacli.errors import CheckpointError
+from momacli.progress import Listener, Notice, ignore
+
+_STATE_KEY = "alignment-state"
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Where the state of one alignment is kept, and how often."""
+
+    path: Path
+    key: str  # of weights, samples and settings
+    every: int = 100  # steps; 0 keeps it only when the run is stopped
+    listener: Listener = ignore
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Return the kept step and tensors, or None if there are none for this key."""
+        if not self.path.is_file():
+            return None
+        try:
+            with Checkpoint.open(self.path) as kept:
+                content = json.loads(kept.metadata[_STATE_KEY])
+                if content["key"] != self.key:
+                    reason = "belongs to another run"
+                else:
+                    return int(content["step"]), {name: kept.read(name) for name in kept.entries}
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            reason = "is damaged"
+        self.listener(Notice(f"{self.path} {reason}; starting anew"))
+        return None
+
+    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the kept state. Raises OutputError if it cannot be written."""
+        specs = [
+            TensorSpec(name, dtype_code(value.dtype), tuple(value.shape))
+            for name, value in tensors.items()
+        ]
+        metadata = {_STATE_KEY: json.dumps({"key": self.key, "step": step})}
+        with (
+            staged_file(self.path) as staged,
+            CheckpointWriter(staged, specs, metadata) as writer,
+        ):
+            for name, value in tensors.items():
+                writer.append(name, value)
+
+    def discard(self) -> None:
+        """Remove the state of a run that is complete."""
+        self.path.unlink(missing_ok=True)
+
+
+def state_key(settings: Settings, weights: Mapping[str, str], features: Sequence[Tensor]) -> str:
+    """Hash what determines a run: settings, SHA-256 of weights, fine-tuned features."""
+    content = {"settings": asdict(settings), "weights": dict(weights)}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for values in features:
+        digest.update(str(tuple(values.shape)).encode())
+        digest.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM for the length of the block, then let them act."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, _frame: arrived.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not None  # else set by other than Python
+    }
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+    for each in arrived:
+        signal.raise_signal(each)

@@ -1,0 +1,132 @@
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from momacli.alignment.fit import TaskData, fit_alignment
+from momacli.alignment.resume import Keeper, state_key, uninterrupted
+from momacli.alignment.settings import Settings
+from momacli.models.interface import Head
+from momacli.progress import Notice, Progress
+
+
+class Network:
+    def __init__(self, values):
+        self.module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5))
+        self.module.load_state_dict(values)
+        self.module.requires_grad_(False)
+        self.parameters = dict(self.module.named_parameters())
+        self.buffers = {}
+
+    def features(self, batch):
+        return self.module(batch["x"])
+
+
+def fitted(settings, *, keeper=None, listener=lambda event: None):
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5)).state_dict()
+    generator = torch.Generator().manual_seed(1)
+    merged = {k: v + 0.3 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
+    tasks = []
+    for name in ("one", "two"):
+        x = torch.randn(40, 4, generator=generator)
+        teacher = torch.randn(40, 5, generator=generator)
+        head = Head(torch.randn(3, 5, generator=generator), None)
+        tasks.append(TaskData(name, 40, lambda i, x=x: {"x": x[i]}, teacher, head))
+    return fit_alignment(
+        Network(merged),
+        base.__getitem__,
+        tasks,
+        settings,
+        headroom=2.0,
+        keeper=keeper,
+        listener=listener,
+    )
+
+
+def same(first, second) -> bool:
+    masks = all(torch.equal(mask, second.masks[name]) for name, mask in first.masks.items())
+    return masks and torch.equal(first.transforms, second.transforms)
+
+
+@pytest.fixture(params=["orthogonal", "linear", "penalty"])
+def settings(request):
+    return Settings(steps=23, batch_size=8, solve_every=4, transform=request.param)
+
+
+@pytest.mark.parametrize("stop", [1, 7, 8, 22])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, settings, stop):
+    keeper = Keeper(tmp_path / "state", "key", every=0)
+
+    def interrupt(event):
+        if isinstance(event, Progress) and event.stage == "aligning" and event.done == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(settings, keeper=keeper, listener=interrupt)
+    events = []
+    resumed = fitted(settings, keeper=keeper, listener=events.append)
+
+    steps = [e.done for e in events if isinstance(e, Progress) and e.stage == "aligning"]
+    assert steps == list(range(stop + 1, 24))
+    assert same(resumed, fitted(settings))
+
+
+def test_a_run_that_is_killed_loses_no_more_than_the_steps_since_the_last_state(tmp_path):
+    settings = Settings(steps=20, batch_size=8)
+    keeper = Keeper(tmp_path / "state", "key", every=6)
+    child = os.fork() if hasattr(os, "fork") else pytest.skip("needs fork")
+    if child == 0:
+
+        def die(event):
+            if isinstance(event, Progress) and event.stage == "aligning" and event.done == 15:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        fitted(settings, keeper=keeper, listener=die)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    assert keeper.load()[0] == 12
+    assert same(fitted(settings, keeper=keeper), fitted(settings))
+
+
+def test_the_state_of_another_run_or_a_damaged_one_is_not_used_and_says_so(tmp_path):
+    settings = Settings(steps=5, batch_size=8)
+    events = []
+    keeper = Keeper(tmp_path / "state", "key", every=2, listener=events.append)
+    fitted(settings, keeper=keeper)
+    assert keeper.load()[0] == 4
+
+    assert replace(keeper, key="other").load() is None
+    keeper.path.write_bytes(keeper.path.read_bytes()[:-5])
+    assert keeper.load() is None
+    assert [type(event) for event in events] == [Notice, Notice]
+    assert same(fitted(settings, keeper=keeper), fitted(settings))
+
+
+def test_the_key_changes_with_settings_weights_and_features():
+    features = [torch.ones(2, 3)]
+    key = state_key(Settings(), {"a": "1"}, features)
+
+    assert key == state_key(Settings(), {"a": "1"}, [torch.ones(2, 3)])
+    assert key != state_key(Settings(seed=1), {"a": "1"}, features)
+    assert key != state_key(Settings(), {"a": "2"}, features)
+    assert key != state_key(Settings(), {"a": "1"}, [torch.zeros(2, 3)])
+
+
+def test_a_signal_waits_for_the_end_of_an_uninterrupted_block():
+    reached = []
+
+    def work():
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("end")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+    assert reached == ["end"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
