@@ -18,7 +18,7 @@ from momacli.checkpoint.multitask_writer import (
 )
 from momacli.checkpoint.naming import Named, choose_output, find_base, named_inputs
 from momacli.checkpoint.plan import Expert, check_patterns, plan_merge
-from momacli.checkpoint.provenance import Recipe, input_path, record_input
+from momacli.checkpoint.provenance import Recipe, input_path, record_input, relative_path
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError, UsageError
@@ -26,6 +26,7 @@ from momacli.methods._catalog import Method, known_method, load_method
 from momacli.models.inputs import Inputs, open_inputs
 from momacli.progress import Listener, ignore
 from momacli.recipes.computed import on_disk
+from momacli.recipes.described import described_as
 from momacli.recipes.rules import Rule, settings_by_tensor
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class Merging:
     work: "StreamedMerge"
     inputs: Inputs
     selection: Mapping[str, Any]  # which tensors, and how written: what recipes record besides
+    config: Path | None  # given for all inputs
     as_one_model: bool = False  # the output is of no tasks
     recorded: tuple[Mapping[str, Any], Sequence[Checkpoint]] | None = None  # steps and files
 
@@ -190,7 +192,7 @@ def prepare(
         "dtype": dtype,
         "rules": [rule.encode() for rule in rules],
     }
-    return Merging(work, opened, selection, as_one_model=heads is None)
+    return Merging(work, opened, selection, config, as_one_model=heads is None)
 
 
 def write(
@@ -365,13 +367,16 @@ class _Job:
         plan, inputs = self.merging.work.plan, self.merging.inputs
         specs, recipe = [*plan.merged, *plan.copied], self._recipe(digests=False)
         if as_folder and self.merging.as_one_model:
-            return model_writer(self.target, specs, inputs.base_description, recipe)
+            description = described_as(inputs.base_description, self.merging.selection["dtype"])
+            return model_writer(self.target, specs, description, recipe)
         return multitask_writer(self.target, specs, self.parts, recipe, as_folder=as_folder)
 
     def _recipe(self, *, digests: bool) -> Recipe:
         work, inputs = self.merging.work, self.merging.inputs
         parameters = {"method": work.method.name, **work.parameters}
         parameters |= {key: value for key, value in self.merging.selection.items() if value}
+        if self.merging.config is not None:
+            parameters["config"] = relative_path(self.merging.config, self.target)
         if self.merging.recorded:
             steps, files = self.merging.recorded
             inputs_of_steps = [record_input(f, self.target, digests=digests) for f in files]

@@ -1,5 +1,7 @@
 """`moma merge`: several fine-tuned models into one, without data."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,15 +15,16 @@ EPILOG = "Example: moma merge ckpts/*.safetensors --method ties --density 0.2"
 
 
 def merge(
+    context: typer.Context,
     checkpoints: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="CKPT",
             help="Safetensors files, model folders or task vectors; NAME=PATH names the task. "
             "One of them may be the base, by its name: base, pretrained or zeroshot.",
             show_default=False,
         ),
-    ],
+    ] = None,
     method: Annotated[
         str, typer.Option(help="How to merge; `moma methods` lists the methods.")
     ] = "task-arithmetic",
@@ -86,7 +89,21 @@ def merge(
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A config.json for inputs that have none beside them."),
+        typer.Option(
+            "--config",
+            "--recipe",
+            metavar="FILE",
+            help="A recipe.toml or a mergekit configuration (.yml) that says all of this; or a "
+            "config.json for inputs that have none beside them.",
+        ),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MERGED",
+            help="Repeat the merge that wrote this, from the inputs it recorded; with -o "
+            "elsewhere than in its place.",
+        ),
     ] = None,
     output: Annotated[
         str | None,
@@ -117,10 +134,22 @@ def merge(
     Classifier heads are not merged but kept per task; integer tensors come from the base.
     Prints the path of the output.
     """
+    if like is not None:
+        _refuse_all_but(context, "--like", ("like", *_WITH_RECIPE))
+        _repeat(like, output, force=force, dry_run=dry_run, as_json=as_json)
+        return
+    if config is not None and Path(config).suffix.lower() in _RECIPES:
+        _refuse_all_but(context, config, ("config", "other_base", *_WITH_RECIPE))
+        _follow(config, output, other_base, force=force, dry_run=dry_run, as_json=as_json)
+        return
+    if not checkpoints:
+        raise UsageError(
+            "no checkpoint was given",
+            hint="name the files or folders to merge, or a recipe: --config recipe.toml",
+        )
     options = _options(assignments or [], lam=lam, density=density, aggregate=aggregate)
     factors = None if weights is None else _weights(weights)
 
-    from momacli.cli.console import print_json, print_path, say
     from momacli.cli.listening import listening
     from momacli.merge import merge as merge_checkpoints
 
@@ -143,8 +172,62 @@ def merge(
             dry_run=dry_run,
             listener=listener,
         )
+    _show(report, as_json=as_json)
+
+
+_RECIPES = (".toml", ".yml", ".yaml")
+_WITH_RECIPE = ("output", "force", "dry_run", "as_json")
+
+
+def _refuse_all_but(context: typer.Context, what: str, allowed: Sequence[str]) -> None:
+    """Refuse options beside a recipe that says them all."""
+    given = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE" and parameter.name not in allowed:
+            given.append(parameter)
+    if given:
+        names = ", ".join(
+            item.opts[0] if item.opts[0].startswith("-") else "checkpoints" for item in given
+        )
+        raise UsageError(
+            f"{what} already says what to merge and how: {names} cannot be given beside it",
+            hint="beside it only -o, --force, --dry-run and --json have a meaning",
+        )
+
+
+def _follow(
+    recipe: str, output: str | None, other_base: bool, *, force: bool, dry_run: bool, as_json: bool
+) -> None:
+    from momacli.cli.listening import listening
+    from momacli.merge_recipe import merge_recipe
+
+    with listening() as listener:
+        report = merge_recipe(
+            recipe,
+            output=output,
+            other_base=other_base,
+            force=force,
+            dry_run=dry_run,
+            listener=listener,
+        )
+    _show(report, as_json=as_json)
+
+
+def _repeat(made: str, output: str | None, *, force: bool, dry_run: bool, as_json: bool) -> None:
+    from momacli.cli.listening import listening
+    from momacli.merge_recipe import merge_like
+
+    with listening() as listener:
+        report = merge_like(made, output=output, force=force, dry_run=dry_run, listener=listener)
+    _show(report, as_json=as_json)
+
+
+def _show(report: "MergeReport", *, as_json: bool) -> None:
+    from momacli.cli.console import print_json, print_path, say
+
     summary = summary_lines(report)
-    if dry_run and not as_json:
+    if report.dry_run and not as_json:
         print("\n".join(summary))
         return
     for line in summary:

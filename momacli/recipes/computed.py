@@ -4,6 +4,7 @@ They read like files, so that one merge can be an input of the next. One tensor 
 time, whatever the size of the model.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +61,12 @@ class ComputedCheckpoint(Checkpoint):
             str(leaf.path / name): d for leaf in self.leaves for name, d in leaf.sha256().items()
         }
 
+    concurrent = False  # several may be computed from one file
+
+    def read_to(self, out: "Tensor", key: str, start: int) -> None:
+        """Fill `out`, flat, with the elements from `start` on."""
+        out.copy_(self.read_range(key, start, start + out.numel()))
+
     def close(self) -> None:
         """Do nothing: whoever opened the files closes them."""
 
@@ -105,6 +112,12 @@ class MergedCheckpoint(ComputedCheckpoint):
     def stands_for(self) -> Checkpoint | None:
         """The base's, for the result has its tensors."""
         return on_disk(self._work.plan.base)
+
+    def renamed(self, name: str) -> "MergedCheckpoint":
+        """The same result by the name of another task."""
+        other = copy.copy(self)
+        other.name = name
+        return other
 
     def read(self, key: str) -> "Tensor":
         """Compute one tensor and round it to its type."""

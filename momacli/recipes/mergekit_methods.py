@@ -295,7 +295,9 @@ _KINDS = (
     _task_arithmetic("breadcrumbs", elect=False, prune=_CRUMBS),
     _task_arithmetic("breadcrumbs_ties", elect=True, prune=_CRUMBS),
     Kind("model_stock", "required", "model-stock", _model_stock,
-         {"filter_wise": _switch(False)}, least=2),
+         {"filter_wise": _switch(False)}, least=2,
+         note="model_stock: where task vectors oppose each other (a mean cosine below 0) moma "
+         "takes the base, mergekit steps away from the experts"),
     Kind("nuslerp", "optional", "nuslerp", _nuslerp,
          {"nuslerp_row_wise": _switch(False), "nuslerp_flatten": _switch(True)},
          {"weight": _NEEDED}, least=2, most=2),
