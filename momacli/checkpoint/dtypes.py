@@ -32,7 +32,7 @@ _OPTIONS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "B
 
 
 def is_held(code: str) -> bool:
-    """Whether torch has a type for a format code; it has none of four or six bits."""
+    """Whether a torch tensor can hold the elements of a format code; not those of 4 or 6 bits."""
     return code in _TORCH
 
 

@@ -6,8 +6,6 @@ Every promise of the format is checked here, before any data is read, and memory
 for what the file really holds: https://github.com/huggingface/safetensors#format
 """
 
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from momacli.checkpoint.escaping import shown, shown_path
+from momacli.checkpoint.scanner import NameTwiceError, Scanner
 from momacli.checkpoint.source import Source
 from momacli.errors import CheckpointError
 
@@ -36,9 +35,6 @@ DTYPE_BITS: Mapping[str, int] = {
 MERGEABLE_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 """Types that task vectors can be formed of."""
 
-_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
-_TWICE: Any = object()  # key under which a JSON object remembers a name it was given twice
-
 _FORMATS = (
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file"),
@@ -48,7 +44,7 @@ _FORMATS = (
 """First bytes of what else weights come in."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """Where one tensor lies: its type, shape, and byte range within the file."""
 
@@ -98,7 +94,7 @@ def parse_header(source: Source) -> Header:
     path, size = source.path, source.size
     prefix = source.read(512, 0)
     length = int.from_bytes(prefix[:8], "little")
-    if size < 8 or length > MAX_HEADER_BYTES:
+    if not _may_be_header(prefix):
         _refuse_other_formats(path, prefix)
     if size < 8:
         _damaged(path, f"it has {size} bytes, too few for a header")
@@ -108,21 +104,22 @@ def parse_header(source: Source) -> Header:
         _damaged(path, "its header is empty")
     if 8 + length > size:
         _damaged(path, f"its header claims {length} bytes, the file has {size}")
-    content = _parse_json(path, source.read(length, 8))
-    metadata = _metadata(path, content.pop("__metadata__", {}))
-    data_start = 8 + length
-    found = [_entry(path, name, value, data_start) for name, value in content.items()]
-    entries = sorted(found, key=lambda entry: (entry.start, entry.stop))
-    _check_coverage(path, entries, data_start, size)
-    return Header({entry.name: entry for entry in entries}, metadata, data_start, size)
+    entries, metadata = _parse(path, source.read(length, 8))
+    entries.sort(key=lambda entry: (entry.start, entry.stop))
+    _check_coverage(path, entries, 8 + length, size)
+    return Header({entry.name: entry for entry in entries}, metadata, 8 + length, size)
 
 
 def is_pickle(prefix: bytes) -> bool:
     """Whether these first bytes are of a bare pickle or of a zip archive, as PyTorch writes it."""
-    if len(prefix) >= 8 and int.from_bytes(prefix[:8], "little") <= MAX_HEADER_BYTES:
+    if _may_be_header(prefix):
         return False  # a header of 640 bytes begins like a pickle
     bare = prefix[:1] == b"\x80" and 2 <= int.from_bytes(prefix[1:2], "little") <= 5
     return bare or prefix[:4] == b"PK\x03\x04"
+
+
+def _may_be_header(prefix: bytes) -> bool:
+    return prefix[8:9] == b"{" and int.from_bytes(prefix[:8], "little") <= MAX_HEADER_BYTES
 
 
 def _refuse_other_formats(path: Path, prefix: bytes) -> None:
@@ -144,76 +141,60 @@ def _refuse_other_formats(path: Path, prefix: bytes) -> None:
         if prefix.startswith(first):
             raise CheckpointError(f"{name} is {what}, expected safetensors")
     text = prefix.decode("utf-8", "ignore")
-    if b"\0" not in prefix and len(text.encode()) > len(prefix) - 4:
-        raise CheckpointError(f"{name} is a text, not weights; it begins: {shown(text, 40)}")
+    is_whole = len(text.encode()) > len(prefix) - 4  # but for a character cut at the end
+    if is_whole and "".join(text.split()).isprintable():
+        # what it says is not shown: a path in a stranger's recipe may lead to a secret
+        raise CheckpointError(
+            f"{name} is a text, not weights", hint="give a .safetensors file or a model folder"
+        )
 
 
-def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+def _parse(path: Path, raw: bytes) -> tuple[list[TensorEntry], dict[str, str]]:
+    """Read the tensors and the metadata out of the header's JSON."""
     if raw[:1] != b"{":
         _damaged(path, "its header is not a JSON object")
+    data_start = 8 + len(raw)
+    entries, metadata = [], {}
     try:
-        content: dict[Any, Any] = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_table,
-            parse_int=_natural,
-            parse_float=_no_number,
-            parse_constant=_no_number,
-        )
-    except (ValueError, RecursionError):
+        scanner = Scanner(raw.decode("utf-8"))
+        for name in scanner.members():
+            if name == "__metadata__":
+                metadata = _metadata(path, scanner)
+            else:
+                entries.append(_entry(path, name, _fields(path, name, scanner), data_start))
+        scanner.end()
+    except NameTwiceError as error:
+        _damaged(path, f"its header names {shown(error.name)} twice")
+    except ValueError:
         _damaged(path, "its header is not valid JSON")
-    if _TWICE in content:
-        _damaged(path, f"its header names {shown(content[_TWICE])} twice")
-    if not all(map(is_unicode, content)):
-        _damaged(path, "the name of a tensor is not valid Unicode")
-    return content
+    return entries, metadata
 
 
-def _table(pairs: Sequence[tuple[str, Any]]) -> dict[Any, Any]:
-    """Make a table of a JSON object, remembering a name that it was given twice."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        [(table[_TWICE], _)] = Counter(name for name, _ in pairs).most_common(1)
-    return table
-
-
-def _natural(digits: str) -> int:
-    """Read an integer of the format's range, 0 to 2^63 - 1; -1 stands for any other."""
-    if len(digits) > 19 or digits[0] == "-":
-        return -1
-    value = int(digits)
-    return value if value < 1 << 63 else -1
-
-
-def _no_number(_: str) -> int:
-    return -1
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: JSON can spell half a surrogate pair, UTF-8 cannot."""
+def _metadata(path: Path, scanner: Scanner) -> dict[str, str]:
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _metadata(path: Path, value: object) -> dict[str, str]:
-    if isinstance(value, dict) and _TWICE in value:
-        _damaged(path, f"its __metadata__ names {shown(value[_TWICE])} twice")
-    if not isinstance(value, dict) or not all(
-        isinstance(item, str) and is_unicode(key + item) for key, item in value.items()
-    ):
+        return {name: scanner.string() for name in scanner.members()}
+    except NameTwiceError as error:
+        _damaged(path, f"its __metadata__ names {shown(error.name)} twice")
+    except ValueError:
         _damaged(path, "its __metadata__ is not a table of strings")
-    return value
 
 
-def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry:
+def _fields(path: Path, name: str, scanner: Scanner) -> dict[str, Any]:
+    try:
+        fields = scanner.small_object()
+    except NameTwiceError as error:
+        _damaged(path, f"tensor {shown(name)} has {shown(error.name)} twice")
+    except (ValueError, RecursionError):
+        _damaged(path, f"what it says of tensor {shown(name)} is not valid")
+    if fields.keys() != {"dtype", "shape", "data_offsets"}:
+        expected, found = "dtype, shape and data_offsets", ", ".join(fields) or "nothing"
+        _damaged(path, f"tensor {shown(name)}: expected {expected}, found {shown(found)}")
+    return fields
+
+
+def _entry(path: Path, name: str, fields: Mapping[str, Any], data_start: int) -> TensorEntry:
     what = f"tensor {shown(name)}"
-    if isinstance(value, dict) and _TWICE in value:
-        _damaged(path, f"{what} has {shown(value[_TWICE])} twice")
-    if not isinstance(value, dict) or value.keys() != _ENTRY_KEYS:
-        _damaged(path, f"{what} lacks dtype, shape and data_offsets, or has more than these")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         _damaged(path, f"{what} has unknown dtype {shown(str(dtype))}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
@@ -230,8 +211,8 @@ def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry
 
 
 def _naturals(value: object) -> bool:
-    """Whether this is a list of integers, as `_natural` reads them; true and false are none."""
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    """Whether this is a list of integers in range; true and false are none."""
+    return isinstance(value, list) and set(map(type, value)) <= {int} and min(value, default=0) >= 0
 
 
 def _check_coverage(path: Path, entries: Sequence[TensorEntry], data_start: int, size: int) -> None:

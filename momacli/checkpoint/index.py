@@ -1,13 +1,12 @@
 """The JSON files of a model folder: read in full, within bounds, no name twice."""
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from momacli.checkpoint.escaping import shown, shown_path
-from momacli.checkpoint.header import is_unicode
+from momacli.checkpoint.scanner import NameTwiceError, unique
 from momacli.checkpoint.source import Source
 from momacli.errors import CheckpointError
 
@@ -22,23 +21,11 @@ def read_json(path: Path) -> Any:
             raise CheckpointError(f"{shown_path(path)} is too large: {source.size} bytes of JSON")
         raw = source.read(source.size, 0)
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_table)
-    except _NameTwiceError as error:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except NameTwiceError as error:
         raise CheckpointError(f"{shown_path(path)} has {shown(error.name)} twice") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{shown_path(path)} is not valid JSON") from error
-
-
-class _NameTwiceError(Exception):
-    def __init__(self, name: str):
-        self.name = name
-
-
-def _table(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise _NameTwiceError(Counter(name for name, _ in pairs).most_common(1)[0][0])
-    return table
 
 
 def read_index(index: Path) -> Mapping[str, str]:
@@ -74,6 +61,6 @@ def read_index(index: Path) -> Mapping[str, str]:
 
 def _is_plain(name: object) -> bool:
     """Whether this is the name of a file in the same folder, on any system."""
-    if not isinstance(name, str) or name in ("", "..") or "\0" in name or not is_unicode(name):
+    if not isinstance(name, str) or not name.isprintable() or name in ("", ".."):
         return False
     return name == PurePosixPath(name).name == PureWindowsPath(name).name

@@ -168,16 +168,23 @@ def _make(staged: Path, *, folder: bool) -> int | None:
         return os.open(staged, os.O_RDONLY)
     except FileNotFoundError:
         return None
+    except OSError:
+        staged.rmdir()
+        raise
 
 
 def _remove_leftover(staged: Path, place: Path) -> None:
     """Remove what a killed run left; a live one holds its lock."""
     try:
-        is_folder = staged.is_dir() and not staged.is_symlink()
-        access = os.O_RDONLY if is_folder else os.O_RDWR  # NFS locks only what can be written
-        descriptor = os.open(staged, access | getattr(os, "O_NOFOLLOW", 0))
+        descriptor = _open_leftover(staged)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise OutputError(
+            f"{shown_path(place)} cannot be written: {shown_path(staged)} is in the way "
+            f"({error.strerror})",
+            hint="remove it",
+        ) from error
     try:
         taken = _lock(descriptor)
         if taken is False:
@@ -192,6 +199,14 @@ def _remove_leftover(staged: Path, place: Path) -> None:
             _remove(staged)
     finally:
         os.close(descriptor)
+
+
+def _open_leftover(staged: Path) -> int:
+    no_links = getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.open(staged, os.O_RDWR | no_links)  # NFS locks only what can be written
+    except IsADirectoryError:
+        return os.open(staged, os.O_RDONLY | no_links)
 
 
 def _busy(place: Path) -> OutputError:

@@ -81,8 +81,8 @@ class CheckpointWriter:
     def append(self, name: str, values: "Tensor") -> None:
         """Append values to tensor `name`, in row-major order and in the type of its spec.
 
-        Several calls may bring one tensor in parts. One of a type that torch lacks is given as
-        its bytes.
+        Several calls may bring one tensor in parts. Elements of four or six bits are given as
+        their bytes.
         """
         import torch
 

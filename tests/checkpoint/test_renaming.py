@@ -1,0 +1,65 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.renaming import RenamedCheckpoint, common_prefix, under_names_of
+
+PLAIN = ("embeddings.word.weight", "layer.0.dense.weight", "layer.0.dense.bias", "norm.weight")
+WRAPPED = tuple(f"bert.{name}" for name in PLAIN)
+
+
+def opened(folder, names) -> Checkpoint:
+    save_file(
+        {name: torch.tensor([float(n)]) for n, name in enumerate(names)}, folder / "x.safetensors"
+    )
+    return Checkpoint.open(folder / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "prefix"),
+    [
+        (PLAIN, WRAPPED, "+bert."),
+        (WRAPPED, PLAIN, "-bert."),
+        (("module.bert.a.weight", "module.bert.b.weight"), ("bert.a.weight", "bert.b.weight"), "-module."),
+        (PLAIN, PLAIN, ""),
+        (PLAIN, ("other.weight",), ""),
+        (PLAIN, (*WRAPPED, "classifier.weight"), "+bert."),
+        ((), WRAPPED, ""),
+        (PLAIN, (), ""),
+    ],
+)  # fmt: skip
+def test_the_prefix_by_which_names_differ_is_found(names, wanted, prefix):
+    assert common_prefix(names, wanted) == prefix
+
+
+def test_a_prefix_that_could_be_one_of_two_is_none():
+    both = [*(f"a.{name}" for name in PLAIN), *(f"b.{name}" for name in PLAIN)]
+
+    assert common_prefix(PLAIN, both) == ""
+
+
+def test_tensors_are_read_under_their_new_names(tmp_path):
+    with opened(tmp_path, PLAIN) as checkpoint:
+        renamed = under_names_of(checkpoint, WRAPPED)
+
+        assert isinstance(renamed, RenamedCheckpoint)
+        assert renamed.change == "'bert.' is put before the names of 4 tensors"
+        assert set(renamed.entries) == set(WRAPPED)
+        for number, name in enumerate(WRAPPED):
+            assert renamed.read(name).item() == number
+            assert renamed.entries[name].name == name
+        assert renamed.sha256() == checkpoint.sha256()
+
+
+def test_what_the_others_lack_within_a_renamed_part_is_renamed_too(tmp_path):
+    names = (*PLAIN, "layer.7.extra.weight", "lm_head.weight")
+    with opened(tmp_path, names) as checkpoint:
+        renamed = under_names_of(checkpoint, WRAPPED)
+
+    assert set(renamed.entries) - set(WRAPPED) == {"bert.layer.7.extra.weight", "lm_head.weight"}
+
+
+def test_names_that_match_already_stay(tmp_path):
+    with opened(tmp_path, WRAPPED) as checkpoint:
+        assert under_names_of(checkpoint, [*WRAPPED, "classifier.weight"]) is checkpoint
