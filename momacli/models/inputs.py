@@ -92,7 +92,10 @@ def open_inputs(
         if expert.vector_of and config is None:
             found = _description_of_task_vector(expert, own)
         experts.append(expert)
-        descriptions[item.name] = _fitted(found, expert)
+        if isinstance(checkpoint, MergedCheckpoint):
+            descriptions |= checkpoint.descriptions
+        else:
+            descriptions[item.name] = _fitted(found, expert)
     check_patterns("--heads", heads or (), [opened, *(expert.checkpoint for expert in experts)])
     if isinstance(opened, MergedCheckpoint):
         descriptions |= opened.descriptions
