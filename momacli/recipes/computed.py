@@ -139,13 +139,15 @@ class MergedCheckpoint(ComputedCheckpoint):
     def _values(self, key: str) -> "Tensor":
         import torch
 
-        if self._last is None or self._last[0] != key:
-            self._last = None  # before the next one is computed
-            parts = [
-                p.values for p in self._work.tensor(self._wide[key], self._statistics.get(key))
-            ]
-            self._last = (key, torch.cat(parts) if parts else torch.empty(0))
-        return self._last[1]
+        last = self._last
+        if last is not None and last[0] == key:
+            return last[1]
+        self._last = last = None  # its memory goes before the next tensor comes
+        parts = self._work.tensor(self._wide[key], self._statistics.get(key))
+        values = [part.values for part in parts]
+        result = torch.cat(values) if values else torch.empty(0)
+        self._last = (key, result)
+        return result
 
 
 class OriginCheckpoint(ComputedCheckpoint):
