@@ -16,6 +16,12 @@ from momacli.progress import Notice, Progress
 from momacli.task_vector import task_vector
 
 
+@pytest.fixture(autouse=True)
+def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work where a default output does no harm."""
+    monkeypatch.chdir(tmp_path)
+
+
 def encoder_of(folder: Path, task: str) -> dict[str, torch.Tensor]:
     tensors = load_file(folder / f"{task}.safetensors")
     return {key: value for key, value in tensors.items() if not key.startswith("classifier.")}

@@ -168,6 +168,6 @@ def test_a_merge_has_its_place_in_a_pipeline(ckpts, tmp_path):
         check=True,
     )
 
-    assert done.stdout == "merged.safetensors\n"
+    assert done.stdout == "merged.safetensors\n", done.stderr
     assert Path("merged.safetensors").read_bytes() == first
     assert len(load_file("merged.safetensors")) == 38 + 2 * len(CLASSES)
