@@ -13,6 +13,7 @@ from momacli.checkpoint.multitask_writer import MultiTaskWriter, TaskPart, multi
 from momacli.checkpoint.naming import choose_output
 from momacli.checkpoint.provenance import Input, Recipe, check_unchanged, open_input, relative_path
 from momacli.checkpoint.reader import Checkpoint, iterate_blocks
+from momacli.checkpoint.renaming import under_names_of
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError, UsageError
 from momacli.progress import Listener, Progress, ignore
@@ -58,7 +59,8 @@ def absorb(
         model = stack.enter_context(MultiTask.open(Path(merged)))
         found = stack.enter_context(open_alignment(Path(alignment)))
         _check_fit(model, found, Path(alignment))
-        opened = _open_base(stack, found, Path(alignment), base)
+        names = next(iter(model.tasks.values())).keys
+        opened = under_names_of(_open_base(stack, found, Path(alignment), base), names)
         target = choose_output(
             output,
             "aligned" if model.path.is_dir() else "aligned.safetensors",

@@ -20,6 +20,7 @@ from momacli.checkpoint.provenance import (
     record_input,
 )
 from momacli.checkpoint.reader import Checkpoint, iterate_blocks
+from momacli.checkpoint.renaming import under_names_of
 from momacli.checkpoint.staging import staged_file
 from momacli.data.reading import Reading
 from momacli.errors import ConflictError, ModelError, UsageError
@@ -228,9 +229,11 @@ def _open(
         if base is not None
         else _open_recorded_base(stack, recipe, path)
     )
+    names = next(iter(model.tasks.values())).keys
+    opened = under_names_of(opened, names)
     experts = {}
     for item in recipe.inputs:
-        checkpoint = stack.enter_context(open_input(item, path))
+        checkpoint = under_names_of(stack.enter_context(open_input(item, path)), names)
         experts[item.name] = expert_from(checkpoint, recipe.heads)
     for item, checkpoint in [
         *([(recipe.base, opened)] if recipe.base else []),

@@ -28,6 +28,16 @@ FIRST = {
 }
 """The layer that takes the features, known here to be found by structure there."""
 
+PRETRAINED = {
+    "Bert": "ForPreTraining",
+    "Roberta": "ForMaskedLM",
+    "DistilBert": "Model",
+    "DebertaV2": "ForMaskedLM",
+    "ModernBert": "ForMaskedLM",
+    "T5": "ForConditionalGeneration",
+}
+"""What bases are saved as: with other heads, some without the encoder's prefix."""
+
 FAMILIES = tuple(FIRST)
 
 
@@ -50,9 +60,16 @@ def text_config(family: str, classes: int = 3) -> transformers.PreTrainedConfig:
 
 def text_model(family: str, classes: int = 3) -> transformers.PreTrainedModel:
     """A tiny text classifier with random weights, the head's large enough to matter."""
-    model = getattr(transformers, f"{family}ForSequenceClassification")(
-        text_config(family, classes)
-    )
+    return _widened(family, "ForSequenceClassification", classes)
+
+
+def pretrained_model(family: str) -> transformers.PreTrainedModel:
+    """A tiny model of the kind that the family's published bases are."""
+    return _widened(family, PRETRAINED[family], 2)
+
+
+def _widened(family: str, kind: str, classes: int) -> transformers.PreTrainedModel:
+    model = getattr(transformers, family + kind)(text_config(family, classes))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -1,6 +1,6 @@
 """The inputs of a merge, opened: a base, and experts told apart from their heads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +9,10 @@ from momacli.checkpoint.description import Description, describe
 from momacli.checkpoint.naming import Named
 from momacli.checkpoint.plan import Expert, check_patterns, expert_from, task_vector_recipe
 from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.renaming import RenamedCheckpoint, under_names_of
 from momacli.errors import ConflictError, UsageError
-from momacli.models.layout import head_names, sized_config
+from momacli.models.layout import head_names, is_classifier, other_parts, sized_config
+from momacli.progress import Listener, Notice, ignore
 from momacli.recipes.computed import ComputedCheckpoint, MergedCheckpoint, files_of
 
 
@@ -63,8 +65,12 @@ def open_inputs(
     *,
     heads: Sequence[str] | None = (),
     config: Path | None = None,
+    listener: Listener = ignore,
 ) -> Inputs:
     """Open base and experts; the stack will close them.
+
+    Names that differ by one prefix are brought to those of the experts, and the listener is
+    told. Of a base with the head of another purpose, only what the experts have too is used.
 
     heads: glob patterns of head tensors, where the architecture does not tell; None where
         nothing is to be taken for a head.
@@ -87,6 +93,9 @@ def open_inputs(
     for item in named:
         checkpoint = _open(stack, item)
         found = _description(checkpoint, config)
+        if experts:
+            wanted = experts[0].checkpoint.entries
+            checkpoint = _under_names_of(checkpoint, wanted, listener)
         names = _head_names(found, checkpoint, heads)
         expert = expert_from(checkpoint, names)
         if expert.vector_of and config is None:
@@ -99,7 +108,11 @@ def open_inputs(
     check_patterns("--heads", heads or (), [opened, *(expert.checkpoint for expert in experts)])
     if isinstance(opened, MergedCheckpoint):
         descriptions |= opened.descriptions
+    encoders = [set(one.checkpoint.entries) - set(one.heads.values()) for one in experts]
+    opened = _under_names_of(opened, set().union(*encoders), listener)
     base_heads = _head_names(own, opened, heads)
+    if all(found and is_classifier(found.config) for found in descriptions.values()):
+        base_heads += other_parts(opened.entries, set().union(*encoders, base_heads))
     return Inputs(opened, tuple(base_heads), tuple(experts), descriptions, own)
 
 
@@ -107,6 +120,17 @@ def _open(stack: ExitStack, item: Named) -> Checkpoint:
     if item.opened is not None:
         return item.opened
     return stack.enter_context(Checkpoint.open(item.path, name=item.name))
+
+
+def _under_names_of(
+    checkpoint: Checkpoint, wanted: Collection[str], listener: Listener
+) -> Checkpoint:
+    if isinstance(checkpoint, ComputedCheckpoint):
+        return checkpoint
+    renamed = under_names_of(checkpoint, wanted)
+    if isinstance(renamed, RenamedCheckpoint):
+        listener(Notice(f"{checkpoint.path}: {renamed.change}"))
+    return renamed
 
 
 def _description(checkpoint: Checkpoint, config: Path | None) -> Description | None:

@@ -6,7 +6,7 @@ torch nor transformers is imported.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from momacli.checkpoint.header import TensorEntry
@@ -76,6 +76,22 @@ def head_names(
         sizes[_module(key)] += entry.elements
     encoder = max(sizes, key=lambda module: sizes[module], default="")
     return [key for key in entries if _module(key) != encoder]
+
+
+def other_parts(entries: Iterable[str], known: Collection[str]) -> list[str]:
+    """Names of the parts of a pre-trained model that its fine-tuned copies do not have.
+
+    A part is all that lies under the first or the first two components of a name, such as
+    `cls`, `lm_head` or `vit.pooler`; single tensors within a part that is known are not meant.
+    """
+    parts = {_part(name, depth) for name in known for depth in (1, 2)}
+    return [
+        key for key in entries if key not in known and not {_part(key, 1), _part(key, 2)} <= parts
+    ]
+
+
+def _part(key: str, depth: int) -> str:
+    return ".".join(key.split(".")[:depth])
 
 
 def _module(key: str) -> str:

@@ -8,7 +8,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from tiny_text import FAMILIES, FIRST, random_texts, save_tokenizer, text_model
+from tiny_text import (
+    FAMILIES,
+    FIRST,
+    pretrained_model,
+    random_texts,
+    save_tokenizer,
+    text_model,
+)
 
 from momacli.align import align
 from momacli.alignment.settings import Settings
@@ -26,19 +33,19 @@ def place(request, tmp_path_factory):
     """A family's name and a folder with base/, experts/, unlabeled/ and labeled/."""
     root = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
-    base = text_model(request.param, 2)
+    base = pretrained_model(request.param)
     with quiet():
         base.save_pretrained(root / "base")
     save_tokenizer(root / "base")
-    encoder = base.state_dict()
+    encoder = base.base_model.state_dict()
     for seed, (task, classes) in enumerate(TASKS.items()):
         expert = text_model(request.param, classes)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for name, parameter in expert.named_parameters():
-                if name.startswith(f"{expert.base_model_prefix}."):
-                    noise = torch.randn(parameter.shape, generator=generator)
-                    parameter.copy_(encoder[name] + 0.02 * noise)
+            for name, parameter in expert.base_model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                start = encoder.get(name, parameter)
+                parameter.copy_(start + 0.02 * noise)
         with quiet():
             expert.save_pretrained(root / "experts" / task)
         save_tokenizer(root / "experts" / task)
