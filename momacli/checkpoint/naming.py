@@ -35,11 +35,7 @@ def named_inputs(inputs: Sequence[str | Path]) -> list[Named]:
     """
     named = [named_input(item) for item in inputs]
     for item in named:
-        if not _is_task_name(item.name):
-            raise UsageError(
-                f"'{shown(item.name)}' cannot be the name of a task ({shown(str(item.path))})",
-                hint="give it another with NAME=PATH",
-            )
+        check_name(item)
     absent = [str(item.path) for item in named if not os.path.lexists(item.path)]
     if absent:
         raise CheckpointError(
@@ -94,6 +90,15 @@ def _is_task_name(name: str) -> bool:
     """Whether a name can be a folder's and part of a tensor's name: UTF-8, visible, no path."""
     plain = name.isprintable() and not set(name) & set("/\\")
     return plain and bool(name.strip()) and not name.startswith(".")
+
+
+def check_name(item: Named) -> None:
+    """Raise UsageError for a name that cannot be a task's."""
+    if not _is_task_name(item.name):
+        raise UsageError(
+            f"'{shown(item.name)}' cannot be the name of a task ({shown(str(item.path))})",
+            hint="give it another with NAME=PATH",
+        )
 
 
 def find_base(named: Sequence[Named], base: str | Path | None) -> tuple[Named, list[Named]]:
