@@ -1,15 +1,17 @@
 """Merge as a recipe says, or as the record of an earlier output does."""
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from momacli.checkpoint.description import Description, describe
 from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.header import MERGEABLE_DTYPES
 from momacli.checkpoint.multitask import MultiTask
-from momacli.checkpoint.naming import Named
+from momacli.checkpoint.naming import Named, check_name
 from momacli.checkpoint.provenance import (
     Input,
     Recipe,
@@ -33,8 +35,10 @@ from momacli.recipes.steps import (
     Result,
     Source,
     Step,
+    check_steps,
     decode_steps,
     encode_steps,
+    text_or_none,
 )
 
 RECIPES = (".toml", ".yml", ".yaml")
@@ -139,7 +143,7 @@ def recorded_merge(recorded: Recipe, place: Path) -> tuple[MergeRecipe, list[Inp
     """
     try:
         if "recipe" in recorded.parameters:
-            files = [Input(**item) for item in recorded.parameters["files"]]
+            files = [_decoded_input(item) for item in recorded.parameters["files"]]
             paths = [input_path(item, place) for item in files]
             recipe = decode_steps(recorded.parameters["recipe"], paths)
         else:
@@ -147,6 +151,7 @@ def recorded_merge(recorded: Recipe, place: Path) -> tuple[MergeRecipe, list[Inp
                 raise ValueError("no base")
             files = [recorded.base, *recorded.inputs]
             recipe = MergeRecipe((_recorded_step(recorded, place),))
+            check_steps(recipe.steps)
         heads = tuple(map(str, recorded.parameters.get("heads", ())))
         config = recorded.parameters.get("config")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -156,6 +161,11 @@ def recorded_merge(recorded: Recipe, place: Path) -> tuple[MergeRecipe, list[Inp
         ) from error
     where = None if config is None else place.resolve().parent / str(config)
     return replace(recipe, heads=heads, config=where), files
+
+
+def _decoded_input(content: Mapping[str, Any]) -> Input:
+    files = {str(name): str(digest) for name, digest in content["files"].items()}
+    return Input(str(content["name"]), str(content["path"]), files, bool(content["task_vector"]))
 
 
 def _recorded_step(recorded: Recipe, place: Path) -> Step:
@@ -169,9 +179,9 @@ def _recorded_step(recorded: Recipe, place: Path) -> Step:
         base=_recorded_model(recorded.base, place),
         experts=tuple(_recorded_model(item, place) for item in recorded.inputs),
         weights=None if weights is None else {key: float(w) for key, w in weights.items()},
-        scope=given.pop("scope", None),
+        scope=text_or_none(given.pop("scope", None)),
         seed=int(given.pop("seed", 0)),
-        dtype=given.pop("dtype", None),
+        dtype=text_or_none(given.pop("dtype", None)),
         exclude=tuple(map(str, given.pop("exclude", ()))),
         rules=tuple(Rule.decode(item) for item in given.pop("rules", ())),
     )
@@ -243,7 +253,9 @@ class _Chain:
 
     def _named(self, model: Model) -> Named:
         opened = self._open(model.name, model.source)
-        return Named(model.name, opened.path, opened)
+        named = Named(model.name, opened.path, opened)
+        check_name(named)  # it may become the name of a folder
+        return named
 
     def _open(self, name: str, source: Source) -> Checkpoint:
         if isinstance(source, Result):

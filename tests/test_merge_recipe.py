@@ -531,3 +531,29 @@ def test_an_input_that_has_changed_is_refused_and_the_output_kept(folder):
 def test_what_no_merge_wrote_cannot_be_repeated(folder):
     with pytest.raises(CheckpointError, match="not the result of a merge: moma did not write it"):
         merge_like(folder / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"recipe": {"steps": [], "as_one_model": False}, "files": []},
+        {"recipe": {"steps": [{}], "as_one_model": False}, "files": []},
+        {"recipe": 3, "files": 4},
+        {"method": ["ties"], "weights": 3},
+        {"rules": [{"tensors": 1}]},
+    ],
+)
+def test_a_record_that_was_tampered_with_is_refused(folder, odd):
+    run(folder, 'base = "base.safetensors"\ninputs = ["a.safetensors"]')
+    recipe = recipe_of(folder / "out.safetensors")
+    recipe["parameters"] |= odd
+    metadata = {"moma": json.dumps(recipe)}
+    save_file(load_file(folder / "out.safetensors"), folder / "odd.safetensors", metadata)
+
+    with pytest.raises(CheckpointError, match="its record of how it was made"):
+        merge_like(folder / "odd.safetensors")
+
+
+def test_a_name_in_a_recipe_cannot_lead_out_of_the_output(folder):
+    with pytest.raises(UsageError, match="cannot be the name of a task"):
+        run(folder, 'base = "base.safetensors"\ninputs = ["../x=a.safetensors"]')

@@ -119,9 +119,23 @@ def encode_steps(recipe: MergeRecipe) -> dict[str, Any]:
 def decode_steps(content: Mapping[str, Any], files: Sequence[Path]) -> MergeRecipe:
     """Read what `encode_steps` wrote. Raises ValueError, KeyError or TypeError if it is odd."""
     steps = tuple(_decode_step(item, files) for item in content["steps"])
+    check_steps(steps)
+    return MergeRecipe(steps, as_one_model=bool(content["as_one_model"]))
+
+
+def check_steps(steps: Sequence[Step]) -> None:
+    """Raise ValueError for steps that no reader of recipes would make."""
     if not steps:
         raise ValueError("no steps")
-    return MergeRecipe(steps, as_one_model=bool(content["as_one_model"]))
+    earlier: set[str] = set()
+    for step in steps:
+        names = [model.name for model in step.experts]
+        if not names or len(set(names)) < len(names):
+            raise ValueError("no experts, or two of the same name")
+        for model in (step.base, *step.experts):
+            if isinstance(model.source, Result) and model.source.step not in earlier:
+                raise ValueError("a step that needs what comes later")
+        earlier.add(step.name)
 
 
 def _encode_step(step: Step, places: Mapping[Path, int]) -> dict[str, Any]:
@@ -149,12 +163,17 @@ def _decode_step(content: Mapping[str, Any], files: Sequence[Path]) -> Step:
         experts=tuple(_decode_model(item, files) for item in content["experts"]),
         options=dict(content["options"]),
         weights=None if weights is None else {key: float(w) for key, w in weights.items()},
-        scope=content["scope"],
+        scope=text_or_none(content["scope"]),
         seed=int(content["seed"]),
-        dtype=content["dtype"],
+        dtype=text_or_none(content["dtype"]),
         exclude=tuple(map(str, content["exclude"])),
         rules=tuple(Rule.decode(item) for item in content["rules"]),
     )
+
+
+def text_or_none(value: object) -> str | None:
+    """Read a text that need not be there."""
+    return None if value is None else str(value)
 
 
 def _encode_model(model: Model, places: Mapping[Path, int]) -> dict[str, Any]:
