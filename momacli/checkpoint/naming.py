@@ -10,7 +10,7 @@ from pathlib import Path
 from momacli.checkpoint.description import COMPANIONS, CONFIG
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import read_header
-from momacli.checkpoint.provenance import KEY
+from momacli.checkpoint.provenance import KEY, is_task_name
 from momacli.checkpoint.reader import INDEX, SINGLE, Checkpoint, task_name
 from momacli.errors import CheckpointError, ConflictError, MomaError, OutputError, UsageError
 
@@ -86,15 +86,9 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     return inner if len(inner) > 1 else []
 
 
-def _is_task_name(name: str) -> bool:
-    """Whether a name can be a folder's and part of a tensor's name: UTF-8, visible, no path."""
-    plain = name.isprintable() and not set(name) & set("/\\")
-    return plain and bool(name.strip()) and not name.startswith(".")
-
-
 def check_name(item: Named) -> None:
     """Raise UsageError for a name that cannot be a task's."""
-    if not _is_task_name(item.name):
+    if not is_task_name(item.name):
         raise UsageError(
             f"'{shown(item.name)}' cannot be the name of a task ({shown(str(item.path))})",
             hint="give it another with NAME=PATH",

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from momacli import __version__
+from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.scanner import unique
 from momacli.errors import CheckpointError, ConflictError
 
 KEY = "moma"
@@ -16,6 +19,9 @@ KEY = "moma"
 
 UNKNOWN_DIGEST = "0" * 64
 """Stands for a SHA-256 that is only known when the input has been read."""
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -52,30 +58,55 @@ def decode_recipe(metadata: Mapping[str, str], source: Path) -> Recipe | None:
     if KEY not in metadata:
         return None
     try:
-        content = json.loads(metadata[KEY])
-        base = content["base"]
-        return Recipe(
-            command=str(content["command"]),
-            parameters=dict(content["parameters"]),
-            base=None if base is None else _input(base),
-            inputs=tuple(_input(item) for item in content["inputs"]),
-            heads=tuple(map(str, content["heads"])),
-            tasks=tuple(map(str, content["tasks"])),
-            configs={task: dict(config) for task, config in content["configs"].items()},
-            merged=None if content["merged"] is None else _input(content["merged"]),
-            tool=str(content["tool"]),
-        )
+        return _recipe(json.loads(metadata[KEY], object_pairs_hook=unique))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{source}: its record of how it was made cannot be understood",
+            f"{shown_path(source)}: its record of how it was made cannot be understood",
             hint="it was written by another version of moma, or changed by hand",
         ) from error
 
 
-def _input(content: Mapping[str, Any]) -> Input:
-    files = {str(name): str(digest) for name, digest in content["files"].items()}
-    name, path = str(content["name"]), str(content["path"])
-    return Input(name, path, files, bool(content["task_vector"]))
+def _recipe(content: Mapping[str, Any]) -> Recipe:
+    tasks, configs = _texts(content["tasks"]), _expect(dict, content["configs"])
+    if not all(map(is_task_name, (*tasks, *configs))):
+        raise ValueError("a task becomes a folder's name")
+    return Recipe(
+        command=_expect(str, content["command"]),
+        parameters=_expect(dict, content["parameters"]),
+        base=_input(content["base"]),
+        inputs=tuple(filter(None, map(_input, _expect(list, content["inputs"])))),
+        heads=_texts(content["heads"]),
+        tasks=tasks,
+        configs={task: _expect(dict, config) for task, config in configs.items()},
+        merged=_input(content["merged"]),
+        tool=_expect(str, content["tool"]),
+    )
+
+
+def _input(content: Mapping[str, Any] | None) -> Input | None:
+    if content is None:
+        return None
+    files = _expect(dict, content["files"])
+    if not files or not all(_DIGEST.fullmatch(_expect(str, digest)) for digest in files.values()):
+        raise ValueError("an input without its digests")
+    name, path = _expect(str, content["name"]), _expect(str, content["path"])
+    return Input(name, path, files, _expect(bool, content["task_vector"]))
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(_expect(str, item) for item in _expect(list, value))
+
+
+def _expect(kind: type[_T], value: object) -> _T:
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def is_task_name(name: str) -> bool:
+    """Whether a name can be a folder's and part of a tensor's name: UTF-8, visible, no path."""
+    plain = name.isprintable() and not set(name) & set("/\\")
+    return plain and bool(name.strip()) and not name.startswith(".")
 
 
 def record_input(
@@ -104,7 +135,8 @@ def open_input(item: Input, output: Path) -> Checkpoint:
         return Checkpoint.open(input_path(item, output), name=item.name)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{output} was made from {item.name}, which cannot be opened: {error.message}",
+            f"{shown_path(output)} was made from {shown(item.name)}, which cannot be opened: "
+            f"{error.message}",
             details=error.details,
             hint="put it back, or say where it is with NAME=PATH or --base",
         ) from error
@@ -114,13 +146,17 @@ def check_unchanged(item: Input, checkpoint: Checkpoint, output: Path) -> None:
     """Compare an input with the digests in the recipe. Raises ConflictError naming what changed."""
     found = checkpoint.sha256()
     changed = [
-        f"{name}: expected SHA-256 {digest[:12]}…, found {found.get(name, 'no such file')[:12]}…"
-        for name, digest in item.files.items()
-        if found.get(name) != digest
+        f"{shown(name)}: expected {_sha(item.files.get(name))}, found {_sha(found.get(name))}"
+        for name in sorted({*item.files, *found})
+        if found.get(name) != item.files.get(name)
     ]
     if changed:
         raise ConflictError(
-            f"{checkpoint.path} is not what {output} was made from",
+            f"{shown_path(checkpoint.path)} is not what {shown_path(output)} was made from",
             details=changed,
             hint="merge again from the present files, or bring the old ones back",
         )
+
+
+def _sha(digest: str | None) -> str:
+    return "no such file" if digest is None else f"SHA-256 {digest[:12]}…"
