@@ -116,6 +116,7 @@ def merge(
             exclude=exclude,
             heads=heads,
             config=Path(config) if config else None,
+            listener=listener,
         )
         return write(
             merging,
@@ -155,6 +156,7 @@ def prepare(
     exclude: Sequence[str] = (),
     heads: Sequence[str] | None = (),
     config: Path | None = None,
+    listener: Listener = ignore,
 ) -> Merging:
     """Open the inputs and find all conflicts, as `merge` explains them; writes nothing.
 
@@ -167,7 +169,7 @@ def prepare(
     rules = [replace(rule, options=chosen.check(rule.options)) for rule in rules]
     weighted = weights is not None or any(rule.weights for rule in rules)
     _check_engine_options(chosen, weighted, scope)
-    opened = open_inputs(stack, base, named, heads=heads, config=config)
+    opened = open_inputs(stack, base, named, heads=heads, config=config, listener=listener)
     names = [item.name for item in named]
     table = _weights(weights, names)
     if not chosen.ordered:  # a result must not depend on the order of a shell glob

@@ -21,7 +21,7 @@ def opened(folder, names) -> Checkpoint:
     [
         (PLAIN, WRAPPED, "+bert."),
         (WRAPPED, PLAIN, "-bert."),
-        (("module.bert.a.weight", "module.bert.b.weight"), ("bert.a.weight", "bert.b.weight"), "-module."),
+        (("module.a.x.weight", "module.a.y.weight"), ("a.x.weight", "a.y.weight"), "-module."),
         (PLAIN, PLAIN, ""),
         (PLAIN, ("other.weight",), ""),
         (PLAIN, (*WRAPPED, "classifier.weight"), "+bert."),
