@@ -1,0 +1,1 @@
+"""Tasks, images and fine-tuned models for `moma demo`, made from real handwriting."""
