@@ -1,8 +1,8 @@
 """mergekit's methods in terms of moma's.
 
 Its generalized task arithmetic prunes each task vector with a density of its own, then sums
-them with or without an election of signs: here a step of pruning for each expert, where there
-is anything to prune, and one that joins them. Methods that know no base take the weights
+them with or without an election of signs: here a step of pruning for each expert and one that
+joins them, or a single step where one method does both. Methods that know no base take the weights
 themselves for task vectors, from zero.
 
 Where moma's method is not mergekit's to the last digit, the method's own file says in what;
@@ -46,6 +46,7 @@ class Kind:
     least: int = 1  # experts, the base not counted where there is one
     most: int = 1_000_000
     prune: "Prune | None" = None
+    in_one: bool = False  # the method that prunes also joins, where all are pruned alike
     note: str | None = None
 
     @property
@@ -81,16 +82,19 @@ def translated(
     origin = next(iter(experts.values()))
     start = Model("base", Origin(origin) if base is None else base)
     models = [Model(name, source) for name, source in experts.items()]
-    steps = []
     if kind.prune is not None and _anything_pruned(values):
+        pruned = {tensor: _pruning(kind.prune, item) for tensor, item in values.items()}
+        if kind.in_one and all(_alike(own) for own in pruned.values()):
+            whole = {t: _in_one(pruned[t], kind.join(item)) for t, item in values.items()}
+            return [_step("", kind.prune.method, start, models, whole, dtype)], []
+        steps = []
         for model in models:
-            table: dict[str, _Settings] = {}
-            for tensor, item in values.items():
-                own = kind.prune.options(item.experts[model.name], item.shared, item.elements)
-                table[tensor] = (own, None)
+            table: dict[str, _Settings] = {t: (own[model.name], None) for t, own in pruned.items()}
             name = f"{model.name} pruned"
             steps.append(_step(name, kind.prune.method, start, [model], table, dtype))
         models = [Model(m.name, Result(f"{m.name} pruned")) for m in models]
+    else:
+        steps = []
     joined = {tensor: kind.join(item) for tensor, item in values.items()}
     steps.append(_step("", kind.method, start, models, joined, dtype))
     return steps, [kind.note] if kind.note else []
@@ -98,6 +102,26 @@ def translated(
 
 def _anything_pruned(values: Mapping[str, TensorValues]) -> bool:
     return any(own["density"] < 1 for item in values.values() for own in item.experts.values())
+
+
+def _pruning(prune: Prune, values: TensorValues) -> dict[str, _Options]:
+    """The options of the pruning of one tensor, by expert."""
+    return {
+        task: prune.options(own, values.shared, values.elements)
+        for task, own in values.experts.items()
+    }
+
+
+def _alike(options: Mapping[str, _Options]) -> bool:
+    first, *others = options.values()
+    return all(other == first for other in others)
+
+
+def _in_one(pruning: Mapping[str, _Options], join: _Settings) -> _Settings:
+    """Settings of a method that prunes and joins: what it keeps, and how that is summed."""
+    options, weights = join
+    how = {key: value for key, value in options.items() if key in ("lam", "aggregate")}
+    return {**next(iter(pruning.values())), **how}, weights
 
 
 def _step(
@@ -255,7 +279,13 @@ _NEEDED = Parameter("number")
 
 
 def _task_arithmetic(
-    name: str, *, elect: bool, prune: Prune | None, normalize: bool = False, rescale: bool = False
+    name: str,
+    *,
+    elect: bool,
+    prune: Prune | None,
+    in_one: bool = False,
+    normalize: bool = False,
+    rescale: bool = False,
 ) -> Kind:
     """One of the methods that mergekit calls generalized task arithmetic."""
     own = {"weight": _NEEDED, "density": _number(1.0)}
@@ -277,6 +307,7 @@ def _task_arithmetic(
         shared,
         own,
         prune=prune,
+        in_one=in_one,
     )
 
 
@@ -287,12 +318,12 @@ _KINDS = (
          {"normalize": _switch(True)}, {"weight": _NEEDED}),
     Kind("slerp", "required", "slerp", _slerp, {"t": _NEEDED}, most=1),
     _task_arithmetic("task_arithmetic", elect=False, prune=None),
-    _task_arithmetic("ties", elect=True, prune=_TIES, normalize=True),
+    _task_arithmetic("ties", elect=True, prune=_TIES, in_one=True, normalize=True),
     _task_arithmetic("dare_ties", elect=True, prune=_DARE, rescale=True),
-    _task_arithmetic("dare_linear", elect=False, prune=_DARE, rescale=True),
+    _task_arithmetic("dare_linear", elect=False, prune=_DARE, in_one=True, rescale=True),
     _task_arithmetic("della", elect=True, prune=_DELLA, normalize=True, rescale=True),
     _task_arithmetic("della_linear", elect=False, prune=_DELLA, rescale=True),
-    _task_arithmetic("breadcrumbs", elect=False, prune=_CRUMBS),
+    _task_arithmetic("breadcrumbs", elect=False, prune=_CRUMBS, in_one=True),
     _task_arithmetic("breadcrumbs_ties", elect=True, prune=_CRUMBS),
     Kind("model_stock", "required", "model-stock", _model_stock,
          {"filter_wise": _switch(False)}, least=2,

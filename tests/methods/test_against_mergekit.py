@@ -146,6 +146,7 @@ RAW: dict[str, Any] = {
         "task_arithmetic", listed(*NEAR, weight=(1.0, 2.0, -0.5)), normalize=True
     ),
     "ties": configuration("ties", listed(*NEAR, weight=1.0, density=0.4), int8_mask=True),
+    "ties, weighted": configuration("ties", listed(*NEAR, weight=WEIGHTS, density=0.4)),
     "ties, unequal": configuration("ties", listed(*NEAR, **UNEQUAL)),
     "ties, summed": configuration(
         "ties", listed(*NEAR, **UNEQUAL), normalize=False, **{"lambda": 0.5}
@@ -155,6 +156,9 @@ RAW: dict[str, Any] = {
     "della, dense": configuration("della", listed(*NEAR, weight=WEIGHTS, density=1.0)),
     "della_linear, dense": configuration("della_linear", listed(*NEAR, weight=WEIGHTS)),
     "breadcrumbs": configuration("breadcrumbs", listed(*NEAR, **UNEQUAL, gamma=(0.1, 0.02, 0.2))),
+    "breadcrumbs, all alike": configuration(
+        "breadcrumbs", listed(*NEAR, weight=WEIGHTS), density=0.6, gamma=0.05, normalize=True
+    ),
     "breadcrumbs_ties": configuration(
         "breadcrumbs_ties", listed(*NEAR, **UNEQUAL), gamma=0.1, **{"lambda": 1.5}
     ),
