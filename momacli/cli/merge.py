@@ -56,7 +56,9 @@ def merge(
     ] = None,
     aggregate: Annotated[
         str | None,
-        typer.Option(metavar="mean|sum|weighted-mean", help="How ties joins the entries that agree in sign."),
+        typer.Option(
+            metavar="mean|sum|weighted-mean", help="How ties joins the entries that agree in sign."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the methods that draw random numbers.")] = 0,
     assignments: Annotated[

@@ -139,13 +139,18 @@ class MergedCheckpoint(ComputedCheckpoint):
     def _values(self, key: str) -> "Tensor":
         import torch
 
+        from momacli.checkpoint.dtypes import torch_dtype
+
         last = self._last
         if last is not None and last[0] == key:
             return last[1]
         self._last = last = None  # its memory goes before the next tensor comes
-        parts = self._work.tensor(self._wide[key], self._statistics.get(key))
-        values = [part.values for part in parts]
-        result = torch.cat(values) if values else torch.empty(0)
+        spec = self._wide[key]
+        result = torch.empty(spec.elements, dtype=torch_dtype(spec.dtype, key))
+        position = 0
+        for part in self._work.tensor(spec, self._statistics.get(key)):
+            result[position : position + part.values.numel()] = part.values
+            position += part.values.numel()
         self._last = (key, result)
         return result
 
