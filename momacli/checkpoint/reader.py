@@ -140,7 +140,7 @@ class Checkpoint:
     def read(self, key: str) -> "Tensor":
         """Read one tensor, in its own type, into memory of its own.
 
-        A tensor of a type that torch lacks comes as its bytes, flat: enough to carry it along.
+        Elements of four or six bits come as their bytes, flat: enough to carry them along.
         """
         from momacli.checkpoint.dtypes import is_held
 
@@ -219,7 +219,7 @@ def _weight_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
             return [path / SINGLE], None
         if (path / INDEX).is_file():
             index = read_index(path / INDEX)
-            return [path / shard for shard in dict.fromkeys(index.values())], index
+            return [path / shard for shard in sorted(set(index.values()))], index
         others = sorted(path.glob("*.safetensors"))
         pickles = [] if others else _pickles(path)
     except (OSError, ValueError) as error:
@@ -245,7 +245,7 @@ def _pickles(folder: Path) -> list[str]:
     for file in sorted(folder.iterdir()):
         if file.is_file():
             with suppress(CheckpointError), Source(file) as source:
-                if is_pickle(source.read(8, 0)):
+                if is_pickle(source.read(512, 0)):
                     found.append(shown_path(Path(file.name)))
     return found
 
