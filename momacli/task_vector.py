@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from momacli.checkpoint.blocks import bytes_to_read, read_blocks, read_head, rounded
+from momacli.checkpoint.blocks import (
+    block_size,
+    bytes_to_read,
+    read_blocks,
+    read_head,
+    rounded,
+    spans,
+)
 from momacli.checkpoint.dtypes import parse_dtype
 from momacli.checkpoint.naming import choose_output, find_base, named_inputs
 from momacli.checkpoint.plan import TASK_HEADS, Expert, MergePlan, check_patterns, plan_merge
@@ -158,14 +165,15 @@ class _Job:
         for checkpoint in (plan.base, *(expert.checkpoint for expert in plan.experts)):
             checkpoint.start_hash()
         for spec in plan.merged:
-            group = geometry.setdefault(layer_of(spec.name), Geometry(len(plan.experts)))
-            for block in read_blocks(plan, spec):
-                taus = rounded(block.taus, spec)
-                for writer, tau in zip(writers, taus, strict=True):
-                    writer.append(spec.name, tau)
-                group.add(taus, block.theta_0)
-                read += sizes[spec.name] * taus.shape[1] / spec.elements
-                listener(Progress("subtracting", round(read), sum(sizes.values()), "bytes"))
+            geometry.setdefault(layer_of(spec.name), Geometry(len(plan.experts)))
+        for span, block in read_blocks(plan, spans(plan.merged, block_size(plan))):
+            name = span.spec.name
+            taus = rounded(block.taus, span.spec)
+            for writer, tau in zip(writers, taus, strict=True):
+                writer.append(name, tau)
+            geometry[layer_of(name)].add(taus, block.theta_0)
+            read += sizes[name] * span.length / span.spec.elements
+            listener(Progress("subtracting", round(read), sum(sizes.values()), "bytes"))
         return geometry
 
     @contextmanager

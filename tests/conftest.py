@@ -1,9 +1,12 @@
 """Small real models, built once, and shape annotations that are checked while tests run."""
 
+import os
 import shutil
 from pathlib import Path
 
 from jaxtyping import install_import_hook
+
+os.environ["MOMA_DIGESTS"] = "off"  # nothing is left in the user's cache folder
 
 _CHECKED = (
     "momacli.methods",

@@ -1,39 +1,188 @@
-"""The base's values and the task vectors of one tensor, read a block at a time."""
+"""The base's values and the task vectors of the tensors of a plan, a block at a time.
 
-from collections.abc import Iterator
+Blocks are read ahead by other threads, which hash what they read, into buffers that are used
+again; they are small enough that what is computed of one stays in the processor's cache.
+"""
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import MERGEABLE_DTYPES
 from momacli.checkpoint.plan import Expert, MergePlan
-from momacli.checkpoint.reader import iterate_blocks
+from momacli.checkpoint.reader import Checkpoint, iterate_blocks
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK = 1 << 20
-"""Elements of one tensor held at a time, for the base and for each expert."""
+_CACHED = 1 << 20
+"""Elements of a block, of base and experts together: 4 MB of float32."""
+
+_SMALLEST, _LARGEST = 1 << 14, 1 << 18
+"""Elements of a block of one model."""
+
+_AHEAD = 1 << 23
+"""Elements, of all models together, that wait to be worked on or are being read."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive elements of one tensor to be merged, in row-major order."""
+
+    spec: TensorSpec
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """Number of elements."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class Block:
-    """A stretch of n values of one tensor, in float32, or float64 where the base has that."""
+    """A stretch of n values of one tensor, in float32, or float64 where an input has that.
+
+    Its memory is used again for a later block.
+    """
 
     theta_0: "Tensor"  # [n]
     taus: "Tensor"  # [T, n]
     theta_1: "Tensor | None"  # [n], the expert itself where there is exactly one
 
 
-def read_blocks(plan: MergePlan, spec: TensorSpec, *, size: int = BLOCK) -> Iterator[Block]:
-    """Read one tensor to be merged, in blocks of at most `size` elements.
+def block_size(plan: MergePlan) -> int:
+    """Elements per block where a method works on each by itself: a power of two."""
+    share = _CACHED // (1 + len(plan.experts))
+    return min(_LARGEST, max(_SMALLEST, 1 << (share.bit_length() - 1)))
+
+
+def spans(specs: Iterable[TensorSpec], size: int | None) -> list[Span]:
+    """Split tensors in spans of at most `size` elements; None for one span a tensor."""
+    found = []
+    for spec in specs:
+        whole = max(1, spec.elements)
+        found += [Span(spec, a, b) for a, b in iterate_blocks(spec.elements, size or whole)]
+    return found
+
+
+def read_blocks(plan: MergePlan, wanted: Sequence[Span]) -> Iterator[tuple[Span, Block]]:
+    """Read spans one after another; a block is valid until the next one is asked for.
 
     Raises ConflictError, naming the model and the tensor, where a value is not finite.
     """
-    for start, stop in iterate_blocks(spec.elements, size):
-        yield _read_block(plan, spec.name, start, stop)
+    rows = 1 + len(plan.experts)
+    pool = _Buffers(rows, wide=_is_wide(plan))
+    pending: deque[tuple[Span, Tensor, list[Future[None]]]] = deque()
+    left = deque(wanted)
+    held = 0  # elements waited for or worked on
+    with ExitStack() as stack:
+        start = _readers(plan, stack)
+        while left or pending:
+            while left and (not held or held + rows * left[0].length <= _AHEAD):
+                span = left.popleft()
+                buffer = pool.take(span.length)
+                pending.append((span, buffer, start(span, buffer)))
+                held += rows * span.length
+            span, buffer, reading = pending.popleft()
+            for part in reading:
+                part.result()
+            yield span, _block(plan, span, buffer)
+            held -= rows * span.length
+            pool.give(buffer)
+
+
+class _Buffers:
+    """Memory of blocks that are over, for the next of the same size."""
+
+    def __init__(self, rows: int, *, wide: bool):
+        self._rows = rows
+        self._wide = wide
+        self._free: dict[int, list[Tensor]] = {}
+
+    def take(self, length: int) -> "Tensor":
+        """One row for the base and one for each expert."""
+        import torch
+
+        if self._free.get(length):
+            return self._free[length].pop()
+        dtype = torch.float64 if self._wide else torch.float32
+        return torch.empty((self._rows, length), dtype=dtype)
+
+    def give(self, buffer: "Tensor") -> None:
+        """Take back what is no longer used; what is rarely of use again is freed."""
+        length = buffer.shape[1]
+        if _SMALLEST <= length <= _LARGEST:
+            self._free.setdefault(length, []).append(buffer)
+
+
+def _is_wide(plan: MergePlan) -> bool:
+    """Whether to compute in float64, because an input has it."""
+    tables = [plan.base.entries, *(expert.checkpoint.entries for expert in plan.experts)]
+    return any(table[spec.name].dtype == "F64" for table in tables for spec in plan.merged)
+
+
+def _readers(plan: MergePlan, stack: ExitStack) -> "Callable[[Span, Tensor], list[Future[None]]]":
+    """Give what starts to read a span into a buffer; the stack will end its threads.
+
+    A checkpoint is always read by the same thread, so its bytes pass by in order. Those that
+    are computed are read at once, in the caller's thread.
+    """
+    checkpoints: list[Checkpoint] = [plan.base, *(item.checkpoint for item in plan.experts)]
+    numbered = list(enumerate(checkpoints))
+    if not all(checkpoint.concurrent for checkpoint in checkpoints):
+
+        def read_now(span: Span, buffer: "Tensor") -> list[Future[None]]:
+            _read_rows(numbered, span, buffer)
+            return []
+
+        return read_now
+    count = min(len(checkpoints), _processors())
+    threads = [ThreadPoolExecutor(1, thread_name_prefix="read") for _ in range(count)]
+    for thread in threads:
+        stack.callback(thread.shutdown, cancel_futures=True)
+
+    def read_ahead(span: Span, buffer: "Tensor") -> list[Future[None]]:
+        return [
+            thread.submit(_read_rows, numbered[number::count], span, buffer)
+            for number, thread in enumerate(threads)
+        ]
+
+    return read_ahead
+
+
+def _read_rows(numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: "Tensor") -> None:
+    for row, checkpoint in numbered:
+        checkpoint.read_to(buffer[row], span.spec.name, span.start)
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _block(plan: MergePlan, span: Span, buffer: "Tensor") -> Block:
+    theta_0, taus = buffer[0], buffer[1:]
+    vectors = [expert.is_task_vector for expert in plan.experts]
+    theta_1 = taus[0].clone() if vectors == [False] else None
+    if not any(vectors):
+        taus.sub_(theta_0)
+    else:
+        for tau, is_vector in zip(taus, vectors, strict=True):
+            if not is_vector:
+                tau.sub_(theta_0)
+    _check_finite(plan, span.spec.name, theta_0, taus)
+    return Block(theta_0, taus, theta_1)
 
 
 def bytes_to_read(plan: MergePlan) -> dict[str, int]:
@@ -45,12 +194,10 @@ def bytes_to_read(plan: MergePlan) -> dict[str, int]:
 
 def rounded(values: "Tensor", spec: TensorSpec) -> "Tensor":
     """Round once, to the type written. Raises ConflictError where that cannot hold a value."""
-    import torch
-
     from momacli.checkpoint.dtypes import torch_dtype
 
     result = values.to(torch_dtype(spec.dtype, spec.name))
-    if not bool(torch.isfinite(result).all()):
+    if not _all_finite(result):
         raise ConflictError(
             f"tensor {shown(spec.name)} of the result has values beyond {spec.dtype}",
             hint="try a smaller --lambda, --weights that do not cancel, or another --dtype",
@@ -72,37 +219,25 @@ def read_head(expert: Expert, key: str) -> "Tensor":
     return values
 
 
-def _read_block(plan: MergePlan, key: str, start: int, stop: int) -> Block:
+def _all_finite(values: "Tensor") -> bool:
     import torch
 
-    stored = plan.base.read_range(key, start, stop)
-    theta_0 = stored if stored.dtype == torch.float64 else stored.float()
-    taus = torch.empty(len(plan.experts), stop - start, dtype=theta_0.dtype)
-    theta_1 = None
-    for t, expert in enumerate(plan.experts):
-        values = expert.checkpoint.read_range(key, start, stop)
-        if expert.is_task_vector:
-            taus[t] = values
-        else:
-            torch.sub(values, theta_0, out=taus[t])
-            if len(taus) == 1:
-                theta_1 = values.to(theta_0.dtype)
-    _check_finite(plan, key, theta_0, taus)
-    return Block(theta_0, taus, theta_1)
+    total = values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
+    if math.isfinite(total):  # no NaN or infinity can hide in a finite sum
+        return True
+    return bool(torch.isfinite(values).all())
 
 
 def _check_finite(plan: MergePlan, key: str, theta_0: "Tensor", taus: "Tensor") -> None:
-    import torch
-
-    if bool(torch.isfinite(theta_0.sum() + taus.sum())):
-        return  # no NaN or infinity can hide in a finite sum
+    if _all_finite(theta_0) and _all_finite(taus):
+        return
     names = [f"{plan.base.path} (the base)", *(str(item.checkpoint.path) for item in plan.experts)]
     broken = [
         name
         for name, values in zip(names, [theta_0, *taus], strict=True)
-        if not bool(torch.isfinite(values).all())
+        if not _all_finite(values)
     ]
-    if not bool(torch.isfinite(theta_0).all()):
+    if not _all_finite(theta_0):
         broken = names[:1]  # then the differences from it say nothing of the experts
     if broken:
         raise ConflictError(

@@ -20,13 +20,20 @@ class BackgroundHash:
 
     def update(self, block: bytes | memoryview) -> None:
         """Add a block; it is copied where needed, so the caller may change it afterwards."""
-        self.length += len(block)
+        if not len(block):
+            return
         if len(block) > _LARGEST:
-            self._wait(0)
-            self._digest.update(block)
-        else:
-            self._wait(_PENDING - 1)
-            self._pending.append(self._thread.submit(self._digest.update, bytes(block)))
+            self.update_here(block)
+            return
+        self.length += len(block)
+        self._wait(_PENDING - 1)
+        self._pending.append(self._thread.submit(self._digest.update, bytes(block)))
+
+    def update_here(self, block: bytes | memoryview) -> None:
+        """Add a block in the caller's own thread, without a copy."""
+        self.length += len(block)
+        self._wait(0)
+        self._digest.update(block)
 
     def hexdigest(self) -> str:
         """Digest of all blocks so far."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from momacli.checkpoint.digests import known_digest, remember_digest
 from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.hashing import BackgroundHash
 from momacli.checkpoint.header import Header, TensorEntry, is_pickle, parse_header
@@ -31,6 +32,9 @@ SINGLE = "model.safetensors"
 _HASHED_GAP = 1 << 26
 """Bytes left out between two reads that are hashed on the way, such as those of a head."""
 
+_CONVERTED = 1 << 18
+"""Elements held in the type of the file while they are converted."""
+
 
 class TensorFile:
     """One open safetensors file, hashed from the bytes that pass by anyway."""
@@ -44,6 +48,7 @@ class TensorFile:
             self._source.close()
             raise
         self._hash = BackgroundHash()
+        self._digest: str | None = None  # once it is known
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -51,24 +56,43 @@ class TensorFile:
         return self._source.identity
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill the buffer with the bytes from `offset` on.
+        """Fill the buffer with the bytes from `offset` on, hashing them in another thread.
 
         Raises CheckpointError if the file was cut short or written to since it was opened.
         """
         self._source.read_into(buffer, offset)
-        position = self._hash.length
-        if position and offset - _HASHED_GAP <= position < offset + len(buffer):
-            self._hash_up_to(offset)
-            self._hash.update(buffer[self._hash.length - offset :])
+        self._hash.update(self._next_to_hash(buffer, offset))
+
+    def read_here(self, buffer: memoryview, offset: int) -> None:
+        """Like `read_into`, hashing in this thread: for callers who have a thread a file."""
+        self._source.read_into(buffer, offset)
+        self._hash.update_here(self._next_to_hash(buffer, offset))
 
     def start_hash(self) -> None:
         """Hash what is read from now on, so that `sha256` need not read it again."""
-        self._hash_up_to(self.header.data_start)
+        if self._digest is None:
+            self._digest = known_digest(self._source.state)
+        if self._digest is None:
+            self._hash_up_to(self.header.data_start)
 
     def sha256(self) -> str:
         """SHA-256 of the whole file, reading only what has not passed by in order."""
-        self._hash_up_to(self.header.file_size)
-        return self._hash.hexdigest()
+        if self._digest is None:
+            self._digest = known_digest(self._source.state)
+        if self._digest is None:
+            self._hash_up_to(self.header.file_size)
+            self._digest = self._hash.hexdigest()
+            if self._source.is_unchanged():
+                remember_digest(self._source.state, self._digest)
+        return self._digest
+
+    def _next_to_hash(self, buffer: memoryview, offset: int) -> memoryview:
+        """What of the bytes read from `offset` on continues the hash: often all, or nothing."""
+        position = self._hash.length
+        if not position or not offset - _HASHED_GAP <= position < offset + len(buffer):
+            return memoryview(b"")
+        self._hash_up_to(offset)
+        return buffer[self._hash.length - offset :]
 
     def _hash_up_to(self, stop: int) -> None:
         while (position := self._hash.length) < stop:
@@ -159,6 +183,31 @@ class Checkpoint:
         dtype = torch_dtype(entry.dtype, f"tensor {shown(key)} of {shown_path(file.path)}")
         width = dtype.itemsize
         return self._read_bytes(key, start * width, stop * width).view(dtype)
+
+    concurrent = True
+    """Whether several checkpoints may be read at once, each in a thread of its own."""
+
+    def read_to(self, out: "Tensor", key: str, start: int) -> None:
+        """Fill `out`, flat, with the elements from `start` on, converted to its type.
+
+        What is read is hashed in this thread.
+        """
+        import torch
+
+        from momacli.checkpoint.dtypes import torch_dtype
+
+        file, entry = self._where[key]
+        dtype = torch_dtype(entry.dtype, f"tensor {shown(key)} of {shown_path(file.path)}")
+        offset = entry.start + start * dtype.itemsize
+        if out.dtype == dtype:
+            if out.numel():
+                file.read_here(out.view(torch.uint8).numpy().data, offset)
+            return
+        scratch = torch.empty(min(_CONVERTED, out.numel()), dtype=dtype)
+        for first, last in iterate_blocks(out.numel(), _CONVERTED):
+            stored = scratch[: last - first]
+            file.read_here(stored.view(torch.uint8).numpy().data, offset + first * dtype.itemsize)
+            out[first:last] = stored
 
     def _read_bytes(self, key: str, start: int, stop: int) -> "Tensor":
         import torch

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from types import TracebackType
 
+from momacli.checkpoint.digests import FileState
 from momacli.checkpoint.escaping import shown_path
 from momacli.errors import CheckpointError
 
@@ -41,6 +42,7 @@ class Source:
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
         status = os.fstat(self._descriptor)
+        self.state = FileState.of(status)
         self.size = status.st_size
         self.identity = (status.st_dev, status.st_ino)
         self._written = status.st_mtime_ns
@@ -76,6 +78,10 @@ class Source:
             raise self._changed(f"now {status.st_size} bytes long, before {self.size}")
         if status.st_mtime_ns != self._written:
             raise self._changed("something wrote to it")
+
+    def is_unchanged(self) -> bool:
+        """Whether nothing at all happened to the file since it was opened."""
+        return FileState.of(os.fstat(self._descriptor)) == self.state
 
     def _changed(self, how: str) -> CheckpointError:
         return CheckpointError(
