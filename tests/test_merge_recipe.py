@@ -345,6 +345,23 @@ def test_folders_of_models_give_one_folder_that_says_what_it_is(folder):
     torch.testing.assert_close(merged["layers.1.mlp.weight"], mixed.bfloat16())
 
 
+def test_a_model_of_the_hub_is_taken_from_the_cache_where_it_is(folder, monkeypatch):
+    snapshot = folder / "cache" / "models--someone--tuned" / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    shutil.move(folder / "a.safetensors", snapshot / "model.safetensors")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0a1b")
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "cache"))
+
+    merged = yaml(
+        folder,
+        "merge_method: passthrough\nmodels: [{model: someone/tuned, parameters: {scale: 2}}]",
+    )
+
+    expected = load_file(snapshot / "model.safetensors")
+    assert_equal(merged, {key: (key == "ids" or 2) * value for key, value in expected.items()})
+
+
 @pytest.mark.parametrize("method", ["dare_ties", "dare_linear", "della", "della_linear"])
 def test_random_methods_keep_a_share_and_the_same_in_every_run(folder, method):
     text = f"""

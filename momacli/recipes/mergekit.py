@@ -14,11 +14,12 @@ from typing import Any
 
 from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry
-from momacli.checkpoint.reader import Checkpoint, task_name
-from momacli.errors import CheckpointError, ConflictError, UsageError
+from momacli.checkpoint.reader import Checkpoint
+from momacli.errors import ConflictError, UsageError
 from momacli.recipes.computed import StackedCheckpoint, layer_list
 from momacli.recipes.layers import is_before_layers, joined, layer_lists, split_layer
 from momacli.recipes.mergekit_methods import METHODS, PARAMETERS, Kind, TensorValues, translated
+from momacli.recipes.mergekit_models import find_model, model_name
 from momacli.recipes.mergekit_values import Settings, check_setting, evaluate
 from momacli.recipes.steps import File, Layers, MergeRecipe, Stack
 from momacli.recipes.yaml_file import read_yaml
@@ -63,8 +64,8 @@ class _Place:
 def read_mergekit(path: Path) -> MergeRecipe:
     """Read a mergekit configuration of a supported method.
 
-    Paths of models are relative to the configuration's folder or, where there is no such
-    model, to the folder this runs in.
+    Models are looked for beside the configuration, then in the folder this runs in, then in
+    the cache of the hub.
 
     Raises UsageError for what is misspelt or not supported, CheckpointError for models that
     are not on this disk, ConflictError for layers that do not fit.
@@ -112,7 +113,7 @@ class _Reader:
             base = self._stacked([item.base for item in slices if item.base is not None])
         count = len(slices[0].experts)
         experts = [self._stacked([item.experts[j] for item in slices]) for j in range(count)]
-        names = _names([item.experts[j].model for j in range(count)] for item in slices[:1])
+        names = _names([source.model for source in slices[0].experts])
         values = self._values(slices, names, (base or experts[0])[1])
         steps, more = translated(
             self._kind,
@@ -132,29 +133,7 @@ class _Reader:
     # models and layers
 
     def _path(self, reference: Any) -> Path:
-        """Find a model on this disk."""
-        text = reference
-        while isinstance(text, dict) and set(text) <= {"model", "path"} and len(text) == 1:
-            text = next(iter(text.values()))
-        if not isinstance(text, str) or not text:
-            raise UsageError(
-                f"{self._where}: expected the path of a model, found {reference!r}",
-                hint="adapters, revisions and other architectures are not supported",
-            )
-        for path in (self._folder / text, Path(text)):
-            if path.exists():
-                return path
-        if "+" in text and any(
-            (root / text.split("+")[0]).exists() for root in (self._folder, Path())
-        ):
-            raise UsageError(
-                f"{self._where}: {shown(text)} adds an adapter to a model, which is not supported",
-                hint="merge the adapter into the model first (merge_and_unload of peft)",
-            )
-        raise CheckpointError(
-            f"{self._where}: there is no model {shown(text)} here, and moma downloads nothing",
-            hint=f"get it with: hf download {shown(text)} --local-dir DIR, and name that folder",
-        )
+        return find_model(reference, self._folder, self._where)
 
     def _open(self, path: Path) -> Checkpoint:
         if path not in self._opened:
@@ -260,7 +239,7 @@ class _Reader:
             return File(first.model), checkpoint
         stack = Stack(tuple(Layers(File(p.model), p.start, p.stop) for p in pieces))
         opened = [(self._open(piece.model), piece.start, piece.stop) for piece in pieces]
-        return stack, StackedCheckpoint(task_name(first.model), opened, None)
+        return stack, StackedCheckpoint(model_name(first.model), opened, None)
 
     # parameters
 
@@ -350,12 +329,11 @@ def _own_name(key: str, source: _Source, place: _Place) -> str:
     return joined(split[0], source.start + place.offset, split[2])
 
 
-def _names(models: Any) -> list[str]:
+def _names(models: Sequence[Path]) -> list[str]:
     """Names for the experts: those of their folders, numbered where they are the same."""
-    plain = [task_name(path) for item in models for path in item]
     seen: Counter[str] = Counter()
     names = []
-    for name in plain:
+    for name in map(model_name, models):
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
     return names
