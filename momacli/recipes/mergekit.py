@@ -8,18 +8,18 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry
 from momacli.checkpoint.reader import Checkpoint
-from momacli.errors import ConflictError, UsageError
+from momacli.errors import UsageError
 from momacli.recipes.computed import StackedCheckpoint, layer_list
-from momacli.recipes.layers import is_before_layers, joined, layer_lists, split_layer
+from momacli.recipes.layers import layer_lists
 from momacli.recipes.mergekit_methods import METHODS, PARAMETERS, Kind, TensorValues, translated
 from momacli.recipes.mergekit_models import find_model, model_name
+from momacli.recipes.mergekit_slices import Place, Places, Slice, Source, own_name
 from momacli.recipes.mergekit_values import Settings, check_setting, evaluate
 from momacli.recipes.steps import File, Layers, MergeRecipe, Stack
 from momacli.recipes.yaml_file import read_yaml
@@ -31,34 +31,6 @@ _WHOLE = (
 _MODEL = ("model", "parameters")
 _SOURCE = ("model", "layer_range", "parameters")
 _SLICE = ("sources", "base_model", "residual_weight", "parameters")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A range of layers of a model, and what is said of it alone."""
-
-    model: Path
-    start: int
-    stop: int
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Some layers of the output: what they are merged from."""
-
-    experts: tuple[_Source, ...]
-    base: _Source | None  # where it is among the sources
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A tensor of the output: its slice, the layer in there, how far up the slice it is."""
-
-    slice: _Slice
-    offset: int | None  # None outside the layers
-    t: float
 
 
 def read_mergekit(path: Path) -> MergeRecipe:
@@ -140,7 +112,7 @@ class _Reader:
             self._opened[path] = self._stack.enter_context(Checkpoint.open(path))
         return self._opened[path]
 
-    def _slices(self) -> list[_Slice]:
+    def _slices(self) -> list[Slice]:
         given = [key for key in ("models", "slices") if self._content.get(key)]
         if len(given) != 1:
             raise UsageError(f"{self._where}: expected exactly one of models and slices")
@@ -157,7 +129,7 @@ class _Reader:
             raise UsageError(f"{self._where}: {key}: expected a list of tables")
         return value
 
-    def _slice_of_models(self, tables: Sequence[Mapping[str, Any]]) -> _Slice:
+    def _slice_of_models(self, tables: Sequence[Mapping[str, Any]]) -> Slice:
         sources = []
         for number, table in enumerate(tables, 1):
             place = f"{self._where}: model {number}"
@@ -167,12 +139,12 @@ class _Reader:
             sources.append(self._whole(self._base, {}, self._where))
         return self._split(sources, self._base, {})
 
-    def _whole(self, model: Path, table: Mapping[str, Any], place: str) -> _Source:
+    def _whole(self, model: Path, table: Mapping[str, Any], place: str) -> Source:
         lists = layer_lists(self._open(model).entries)
         count = next(iter(lists.values()), 0)
-        return _Source(model, 0, count, self._parameters(table, place))
+        return Source(model, 0, count, self._parameters(table, place))
 
-    def _slice(self, table: Mapping[str, Any], place: str) -> _Slice:
+    def _slice(self, table: Mapping[str, Any], place: str) -> Slice:
         _refuse_unknown(table, _SLICE, place)
         if table.get("residual_weight") is not None:
             raise UsageError(f"{place}: residual_weight is not supported")
@@ -187,7 +159,7 @@ class _Reader:
         base = self._base if own is None else self._path(own)
         return self._split(sources, base, self._parameters(table, place))
 
-    def _source(self, table: Any, place: str) -> _Source:
+    def _source(self, table: Any, place: str) -> Source:
         if not isinstance(table, dict):
             raise UsageError(f"{place}: sources: expected a list of tables")
         _refuse_unknown(table, _SOURCE, place)
@@ -202,17 +174,17 @@ class _Reader:
                 f"{place}: layer_range: expected [first, after the last], found {limits!r}"
             )
         layer_list(self._open(model), limits[1])
-        return _Source(model, limits[0], limits[1], self._parameters(table, place))
+        return Source(model, limits[0], limits[1], self._parameters(table, place))
 
-    def _split(self, sources: Sequence[_Source], base: Path | None, settings: Settings) -> _Slice:
+    def _split(self, sources: Sequence[Source], base: Path | None, settings: Settings) -> Slice:
         """Tell the base from the experts, where the method has a base at all."""
         found = None
         if self._kind.base != "none":
             found = next((item for item in sources if item.model == base), None)
         experts = tuple(item for item in sources if item is not found)
-        return _Slice(experts, found, settings)
+        return Slice(experts, found, settings)
 
-    def _check_shape(self, slices: Sequence[_Slice]) -> None:
+    def _check_shape(self, slices: Sequence[Slice]) -> None:
         kind = self._kind
         for item in slices:
             if kind.base == "required" and item.base is None:
@@ -230,7 +202,7 @@ class _Reader:
                 f"{self._where}: slices of different numbers of models are not supported"
             )
 
-    def _stacked(self, pieces: Sequence[_Source]) -> tuple[File | Stack, Checkpoint]:
+    def _stacked(self, pieces: Sequence[Source]) -> tuple[File | Stack, Checkpoint]:
         """One model made of a source of each slice; a file where it is all of one model."""
         first = pieces[0]
         checkpoint = self._open(first.model)
@@ -257,10 +229,10 @@ class _Reader:
         return value
 
     def _values(
-        self, slices: Sequence[_Slice], names: Sequence[str], output: Checkpoint
+        self, slices: Sequence[Slice], names: Sequence[str], output: Checkpoint
     ) -> dict[str, TensorValues]:
         """What the configuration says of each tensor of the output."""
-        places = _Places(slices, output)
+        places = Places(slices, output)
         return {
             key: self._tensor(key, entry, places.of(key), names)
             for key, entry in output.entries.items()
@@ -268,7 +240,7 @@ class _Reader:
         }
 
     def _tensor(
-        self, key: str, entry: TensorEntry, place: _Place, names: Sequence[str]
+        self, key: str, entry: TensorEntry, place: Place, names: Sequence[str]
     ) -> TensorValues:
         common = (place.slice.settings, self._settings)
         shared = {
@@ -279,7 +251,7 @@ class _Reader:
         }
         experts = {}
         for task, source in zip(names, place.slice.experts, strict=True):
-            own = _own_name(key, source, place)
+            own = own_name(key, source, place)
             experts[task] = {
                 name: evaluate(
                     name,
@@ -292,41 +264,6 @@ class _Reader:
                 for name, parameter in self._kind.per_expert.items()
             }
         return TensorValues(entry.elements, shared, experts)
-
-
-class _Places:
-    """Finds the place of each tensor of the output among the slices."""
-
-    def __init__(self, slices: Sequence[_Slice], output: Checkpoint):
-        self._slices = slices
-        self._lists = layer_lists(output.entries)
-
-    def of(self, key: str) -> _Place:
-        """Of what is outside the layers, gradients are taken at their start, as mergekit does."""
-        split = split_layer(key)
-        if split is None or (self._lists[split[0]] < 2 and split[0] != next(iter(self._lists))):
-            return _Place(self._slices[0 if is_before_layers(key) else -1], None, 0.0)
-        before, number, _ = split
-        if len(self._slices) == 1:  # also of models with several towers
-            return _Place(self._slices[0], number, _t(number, self._lists[before]))
-        for item in self._slices:
-            length = item.experts[0].stop - item.experts[0].start
-            if number < length:
-                return _Place(item, number, _t(number, length))
-            number -= length
-        raise ConflictError(f"tensor {shown(key)} is in no slice")
-
-
-def _t(number: int, count: int) -> float:
-    return number / (count - 1) if count > 1 else 1.0
-
-
-def _own_name(key: str, source: _Source, place: _Place) -> str:
-    """The name that a tensor of the output has in one of the models."""
-    split = split_layer(key)
-    if split is None or place.offset is None:
-        return key
-    return joined(split[0], source.start + place.offset, split[2])
 
 
 def _names(models: Sequence[Path]) -> list[str]:
