@@ -123,7 +123,10 @@ def _refuse_kind(target: Path, place: Path, *, folder: bool) -> None:
 
 def _is_here(place: Path) -> bool:
     """Whether this is the current folder or one that holds it."""
-    here = Path(os.path.realpath("."))
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed
+        return False
     return place in (here, *here.parents)
 
 

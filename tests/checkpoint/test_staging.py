@@ -305,6 +305,21 @@ def test_the_folder_one_is_in_is_not_replaced(
 
 
 @both_kinds
+def test_the_folder_one_is_in_may_be_gone(
+    folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+
+    put(tmp_path / "merged", "text", folder=folder)
+    with pytest.raises(OutputError, match="No such file or directory"):
+        put(Path("merged"), "text", folder=folder)
+
+    assert text_of(tmp_path / "merged") == "text"
+
+
+@both_kinds
 def test_a_file_where_a_folder_would_have_to_be_is_named(folder: bool, tmp_path: Path):
     (tmp_path / "a").write_text("file")
 
