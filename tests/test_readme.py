@@ -34,6 +34,8 @@ def place(tmp_path_factory, vit_folders, vit_files, vit_images):
     shutil.copy(root / "base" / "preprocessor_config.json", root / "ckpts")
     shutil.copytree(vit_images / "unlabeled", root / "unlabeled")
     shutil.copytree(vit_images / "labeled", root / "labeled")
+    (recipe,) = blocks("toml")
+    (root / "recipe.toml").write_text(recipe, encoding="utf-8")
     return root
 
 
