@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from momacli.absorb import AbsorbReport, record_merged, write_absorbed
 from momacli.alignment.settings import Settings
+from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.naming import choose_output
 from momacli.checkpoint.plan import Expert, expert_from
 from momacli.checkpoint.provenance import (
+    Input,
     Recipe,
     check_unchanged,
     open_input,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from momacli.alignment.fit import Fitted, TaskData
     from momacli.data.folders import Data
     from momacli.models.classification import Classifier
+    from momacli.models.clip import VisionTower
 
 DEFAULT_INPUTS = ("merged", "merged.safetensors")
 ALIGNMENT = "alignment.safetensors"
@@ -233,7 +236,7 @@ def _open(
     opened = under_names_of(opened, names)
     experts = {}
     for item in recipe.inputs:
-        checkpoint = under_names_of(stack.enter_context(open_input(item, path)), names)
+        checkpoint = under_names_of(_with_head(stack, item, path), names)
         experts[item.name] = expert_from(checkpoint, recipe.heads)
     for item, checkpoint in [
         *([(recipe.base, opened)] if recipe.base else []),
@@ -267,6 +270,11 @@ def _open(
         alignment=alignment,
         **rest,
     )
+
+
+def _with_head(stack: ExitStack, item: Input, path: Path) -> Checkpoint:
+    checkpoint = stack.enter_context(open_input(item, path))
+    return stack.enter_context(with_head_file(checkpoint))
 
 
 def _open_recorded_base(stack: ExitStack, recipe: Recipe, path: Path) -> Checkpoint:
@@ -361,13 +369,13 @@ def _write(inputs: _Inputs, alignment: "Alignment", masks: "Mapping[str, Tensor]
         return write_absorbed(*arguments, listener=inputs.listener)
 
 
-def _classifier(inputs: _Inputs) -> "Classifier":
+def _classifier(inputs: _Inputs) -> "Classifier | VisionTower":
     """Build the network of the first task, which all tasks' encoders fit."""
-    from momacli.models.classification import Classifier
+    from momacli.models.families import open_classifier
 
     first = next(iter(inputs.model.tasks.values()))
     assert first.description is not None
-    classifier = Classifier(
+    classifier = open_classifier(
         first.description.config, first.entries, heads=inputs.recipe.heads, device=inputs.device
     )
     classifier.load(_reader(first), first.keys, source=str(inputs.model.path))
@@ -378,7 +386,7 @@ def _reader(model: TaskModel) -> Any:
     return lambda key: model.checkpoint.read(model.keys[key])
 
 
-def _task_data(inputs: _Inputs, classifier: "Classifier") -> list["TaskData"]:
+def _task_data(inputs: _Inputs, classifier: "Classifier | VisionTower") -> list["TaskData"]:
     """Prepare each task's samples and its fine-tuned features, one encoder at a time."""
     import torch
 
@@ -478,14 +486,14 @@ def _verify(inputs: _Inputs, tasks: Sequence["TaskData"], fitted: "Fitted") -> d
     """Load the written model and compare its logits with W A g(x; theta_m) + b, per task."""
     import torch
 
-    from momacli.models.classification import Classifier
+    from momacli.models.families import open_classifier
 
     differences = {}
     with MultiTask.open(inputs.target) as written, torch.no_grad():
         for task, A, features in zip(tasks, fitted.transforms, fitted.features_after, strict=True):
             model = written.tasks[task.task]
             assert model.description is not None
-            loaded = Classifier(model.description.config, model.entries, device=inputs.device)
+            loaded = open_classifier(model.description.config, model.entries, device=inputs.device)
             loaded.load(_reader(model), model.keys, source=str(inputs.target))
             indices = torch.arange(min(16, task.count))
             expected = task.head(features[: len(indices)] @ A.mT)

@@ -143,10 +143,10 @@ def _labeled(
 def _score(model: TaskModel, samples: "Samples", labels: "Tensor", device: "torch.device") -> Score:
     import torch
 
-    from momacli.models.classification import Classifier
+    from momacli.models.families import open_classifier
 
     assert model.description is not None
-    classifier = Classifier(model.description.config, model.entries, device=device)
+    classifier = open_classifier(model.description.config, model.entries, device=device)
     classifier.load(
         lambda key: model.checkpoint.read(model.keys[key]),
         model.keys,

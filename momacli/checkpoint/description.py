@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from momacli.checkpoint.head_files import classes_of
 from momacli.checkpoint.index import read_json
 from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import CheckpointError
@@ -56,7 +57,7 @@ def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description 
     beside = path if checkpoint.is_folder else path.parent
     if config is not None:
         file = config / CONFIG if config.is_dir() else config
-        return Description(_config(file), file.parent)
+        return Description(_named(_config(file), checkpoint), file.parent)
     if CONFIG_KEY in checkpoint.metadata:
         try:
             content = json.loads(checkpoint.metadata[CONFIG_KEY])
@@ -66,8 +67,17 @@ def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description 
             raise CheckpointError(f"{path}: the config in its metadata is not a JSON object")
         return Description(content, beside)
     if (beside / CONFIG).is_file():
-        return Description(_config(beside / CONFIG), beside)
+        return Description(_named(_config(beside / CONFIG), checkpoint), beside)
     return None
+
+
+def _named(config: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The config with the class names of a head file."""
+    names = classes_of(checkpoint)
+    if not names:
+        return config
+    table = {str(number): name for number, name in enumerate(names)}
+    return {**config, "id2label": table, "label2id": {name: int(n) for n, name in table.items()}}
 
 
 def _config(file: Path) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from momacli.checkpoint.description import CONFIG, Description, describe
+from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.header import TensorEntry
 from momacli.checkpoint.plan import TASK_HEADS
 from momacli.checkpoint.provenance import Recipe, decode_recipe
@@ -55,10 +56,12 @@ class MultiTask:
             if path.is_dir() and not (path / CONFIG).is_file() and _model_folders(path):
                 opened = []
                 for folder in _model_folders(path):
-                    opened.append(stack.enter_context(Checkpoint.open(folder)))
+                    model = stack.enter_context(Checkpoint.open(folder))
+                    opened.append(stack.enter_context(with_head_file(model)))
                 result = _from_folders(path, opened, config)
             else:
-                checkpoint = stack.enter_context(Checkpoint.open(path))
+                model = stack.enter_context(Checkpoint.open(path))
+                checkpoint = stack.enter_context(with_head_file(model))
                 result = _from_one(path, checkpoint, config)
             stack.pop_all()
             return result

@@ -5,11 +5,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from momacli.checkpoint.description import CONFIG, Description
+from momacli.checkpoint.head_files import HEAD, class_metadata, head_file, is_separate
 from momacli.checkpoint.multitask import ENCODER_SHARD, HEAD_SHARD
 from momacli.checkpoint.plan import TASK_HEADS
 from momacli.checkpoint.provenance import KEY, Recipe
@@ -29,15 +30,22 @@ class TaskPart:
     heads: Sequence[TensorSpec]  # by their own names
     description: Description | None
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the head's tensors."""
+        return [spec.name for spec in self.heads]
+
 
 class MultiTaskWriter:
     """An open output; encoder tensors are written once, head tensors once for their task."""
 
     def __init__(
-        self, encoder: CheckpointWriter, heads: Mapping[str, tuple[CheckpointWriter, str]]
+        self,
+        encoder: CheckpointWriter,
+        heads: Mapping[str, tuple[CheckpointWriter, Callable[[str], str]]],
     ):
         self._encoder = encoder
-        self._heads = heads  # task -> (writer, prefix of its head tensors in there)
+        self._heads = heads  # task -> (writer, name of a head tensor to its name in there)
 
     def append(self, name: str, values: "Tensor") -> None:
         """Append values to an encoder tensor."""
@@ -45,8 +53,8 @@ class MultiTaskWriter:
 
     def append_head(self, task: str, name: str, values: "Tensor") -> None:
         """Append values to a head tensor of one task, by the tensor's own name."""
-        writer, prefix = self._heads[task]
-        writer.append(prefix + name, values)
+        writer, named = self._heads[task]
+        writer.append(named(name), values)
 
     def finish(self, recipe: Recipe) -> None:
         """Record the final recipe; its text has the length of the one given at the start."""
@@ -95,7 +103,7 @@ def _file_writer(
         staged_file(target) as staged,
         CheckpointWriter(staged, [*encoder, *heads], _metadata(recipe)) as writer,
     ):
-        places = {part.task: (writer, f"{TASK_HEADS}{part.task}.") for part in parts}
+        places = {part.task: (writer, f"{TASK_HEADS}{part.task}.".__add__) for part in parts}
         yield MultiTaskWriter(writer, places)
 
 
@@ -119,12 +127,13 @@ def _folder_writer(
                 folder.mkdir()
                 _describe(folder, part)
                 if part.heads:
-                    shard = CheckpointWriter(folder / HEAD_SHARD, part.heads, _metadata(recipe))
-                    heads[part.task] = (stack.enter_context(shard), "")
+                    shard = _head_writer(folder, part, _metadata(recipe))
+                    heads[part.task] = (stack.enter_context(shard), _name_in_file)
             yield MultiTaskWriter(encoder_writer, heads)
         for part in parts:
-            _link(shared, staged / part.task / (ENCODER_SHARD if part.heads else SINGLE))
-            if part.heads:
+            sharded = part.heads and not is_separate(part.names)
+            _link(shared, staged / part.task / (ENCODER_SHARD if sharded else SINGLE))
+            if sharded:
                 (staged / part.task / INDEX).write_text(_index(encoder, part), encoding="utf-8")
         shared.unlink()
         for name, write in extras.items():
@@ -140,6 +149,19 @@ def model_writer(
         _describe(staged, TaskPart("", [], description))
         with CheckpointWriter(staged / SINGLE, tensors, _metadata(recipe)) as writer:
             yield MultiTaskWriter(writer, {})
+
+
+def _head_writer(folder: Path, part: TaskPart, metadata: dict[str, str]) -> CheckpointWriter:
+    """Open the file of a task's head: a shard of its model, or a file of its own."""
+    if not is_separate(part.names):
+        return CheckpointWriter(folder / HEAD_SHARD, part.heads, metadata)
+    specs = [replace(spec, name=_name_in_file(spec.name)) for spec in part.heads]
+    metadata = metadata | class_metadata(part.description.config if part.description else None)
+    return CheckpointWriter(head_file(folder, part.task), specs, metadata)
+
+
+def _name_in_file(name: str) -> str:
+    return name.removeprefix(HEAD)
 
 
 def _describe(folder: Path, part: TaskPart) -> None:

@@ -17,11 +17,12 @@ class RenamedCheckpoint(Checkpoint):
 
     def __init__(self, original: Checkpoint, names: Mapping[str, str], change: str):
         """names: the new name of each tensor that gets one. change: the same for people."""
-        super().__init__(original.path, original.name, original.files)
+        super().__init__(original.path, original.name, ())
+        self.files = original.files
         self.change = change
         self._where = {
             names.get(key, key): (file, replace(entry, name=names.get(key, key)))
-            for key, (file, entry) in self._where.items()
+            for key, (file, entry) in original._where.items()
         }
 
 

@@ -62,6 +62,7 @@ class CheckpointWriter:
         self._specs = {spec.name: spec for spec in ordered}
         if len(self._specs) < len(ordered):
             raise ValueError("two tensors have the same name")
+        self._metadata = dict(metadata)
         self._header = _header(ordered, metadata)
         self._next: dict[str, int] = {}  # offset of the next byte of each tensor
         self._stop: dict[str, int] = {}
@@ -100,8 +101,8 @@ class CheckpointWriter:
         self._next[name] += len(buffer)
 
     def replace_metadata(self, metadata: Mapping[str, str]) -> None:
-        """Replace the metadata by one whose encoding has the same length."""
-        header = _header(list(self._specs.values()), metadata)
+        """Replace these values of the metadata, by ones whose encoding has the same length."""
+        header = _header(list(self._specs.values()), self._metadata | dict(metadata))
         if len(header) != len(self._header):
             raise ValueError(f"metadata of another length: {len(header)}, not {len(self._header)}")
         self._write(memoryview(header), 0)

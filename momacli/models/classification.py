@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import TensorEntry
 from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.renaming import common_prefix
 from momacli.errors import ModelError
 from momacli.models.factory import build, quiet
 from momacli.models.heads import Recording, RestOfHead, linear_layers, record
@@ -23,7 +24,61 @@ from momacli.models.interface import Batch, Head
 from momacli.models.layout import head_names, sized_config
 
 
-class Classifier:
+class Network:
+    """A built network in evaluation mode; tensors go by their checkpoint names."""
+
+    parameters: Mapping[str, nn.Parameter]  # of the encoder
+    buffers: Mapping[str, Tensor]
+
+    def __init__(
+        self, module: nn.Module, entries: Mapping[str, TensorEntry], device: torch.device | str
+    ):
+        self.module = module.to(device).eval().requires_grad_(False)
+        self.device = torch.device(device)
+        names = _under_prefix_of(checkpoint_names(self.module), entries)
+        self._names, self._twice = _stored(names, self.module, entries)
+
+    def _offer_parameters(self, wanted: Callable[[str], bool]) -> None:
+        """Let the encoder be the tensors whose checkpoint names are wanted."""
+        own = dict(self.module.named_parameters(remove_duplicate=False))
+        buffers = dict(self.module.named_buffers())
+        names = {key: name for key, name in self._names.items() if wanted(key)}
+        self.parameters = {key: own[name] for key, name in names.items() if name in own}
+        self.buffers = {key: buffers[name] for key, name in names.items() if name in buffers}
+
+    def load(self, read: Callable[[str], Tensor], keys: Iterable[str], *, source: str) -> None:
+        """Replace all weights; `keys` must be exactly the model's tensors.
+
+        Raises ModelError listing what is missing or unexpected.
+        """
+        given = set(keys)
+        wrong = [f"{shown(key)}   missing" for key in self._names if key not in given]
+        wrong += [f"{shown(key)}   unexpected" for key in sorted(given - set(self._names))]
+        if wrong:
+            raise ModelError(
+                f"{source} does not hold the tensors of a {type(self.module).__name__}",
+                details=wrong,
+                hint="is the config.json that of these weights? give another with --config",
+            )
+        state = self.module.state_dict()
+        with torch.no_grad():
+            for key, name in self._names.items():
+                value = read(key)
+                if value.shape != state[name].shape:
+                    raise ModelError(
+                        f"{source}: tensor {shown(key)}: the config expects "
+                        f"{list(state[name].shape)}, found {list(value.shape)}"
+                    )
+                state[name].copy_(value)
+
+    def load_encoder(self, read: Callable[[str], Tensor]) -> None:
+        """Replace the encoder's weights and leave the head's as they are."""
+        with torch.no_grad():
+            for key, tensor in [*self.parameters.items(), *self.buffers.items()]:
+                tensor.copy_(read(key))
+
+
+class Classifier(Network):
     """A classification model in evaluation mode; tensors go by their checkpoint names."""
 
     def __init__(
@@ -39,9 +94,7 @@ class Classifier:
         heads: names of the head's tensors, by default as the architecture has them.
         """
         heads = head_names(config, entries) if heads is None else heads
-        self.module = build(sized_config(config, entries, heads)).to(device).eval()
-        self.device = torch.device(device)
-        self._names, self._twice = _stored(checkpoint_names(self.module), self.module, entries)
+        super().__init__(build(sized_config(config, entries, heads)), entries, device)
         self._keys = {name: key for key, name in self._names.items()}
         self._head = {self._names[key]: key for key in heads if key in self._names}
         self._linear = linear_layers(self.module, self._head)
@@ -50,19 +103,7 @@ class Classifier:
         self._first = ""
         if len(self._linear) == 1:
             self._watch(next(iter(self._linear)))
-        self.module.requires_grad_(False)
-        own = dict(self.module.named_parameters(remove_duplicate=False))
-        buffers = dict(self.module.named_buffers())
-        self.parameters: Mapping[str, nn.Parameter] = {
-            key: own[name]
-            for key, name in self._names.items()
-            if name in own and name not in self._head
-        }
-        self.buffers: Mapping[str, Tensor] = {
-            key: buffers[name]
-            for key, name in self._names.items()
-            if name in buffers and name not in self._head
-        }
+        self._offer_parameters(lambda key: self._names[key] not in self._head)
 
     @property
     def head_name(self) -> str:
@@ -105,37 +146,6 @@ class Classifier:
         assert self._recording is not None
         tensors = {name: read(key).float().to(device) for name, key in self._head.items()}
         return Head(head.weight, head.bias, RestOfHead(self.module, self._recording, tensors))
-
-    def load(self, read: Callable[[str], Tensor], keys: Iterable[str], *, source: str) -> None:
-        """Replace all weights; `keys` must be exactly the model's tensors.
-
-        Raises ModelError listing what is missing or unexpected.
-        """
-        given = set(keys)
-        wrong = [f"{shown(key)}   missing" for key in self._names if key not in given]
-        wrong += [f"{shown(key)}   unexpected" for key in sorted(given - set(self._names))]
-        if wrong:
-            raise ModelError(
-                f"{source} does not hold the tensors of a {type(self.module).__name__}",
-                details=wrong,
-                hint="is the config.json that of these weights? give another with --config",
-            )
-        state = self.module.state_dict()
-        with torch.no_grad():
-            for key, name in self._names.items():
-                value = read(key)
-                if value.shape != state[name].shape:
-                    raise ModelError(
-                        f"{source}: tensor {shown(key)}: the config expects "
-                        f"{list(state[name].shape)}, found {list(value.shape)}"
-                    )
-                state[name].copy_(value)
-
-    def load_encoder(self, read: Callable[[str], Tensor]) -> None:
-        """Replace the encoder's weights and leave the head's as they are."""
-        with torch.no_grad():
-            for key, tensor in [*self.parameters.items(), *self.buffers.items()]:
-                tensor.copy_(read(key))
 
     def features(self, batch: Batch) -> Float[Tensor, "N d"]:
         """Return the input of the head's first linear layer."""
@@ -182,6 +192,14 @@ def checkpoint_names(module: nn.Module) -> dict[str, str]:
         with Checkpoint.open(Path(folder)) as saved:
             numbers = {int(saved.read(key)): key for key in saved.entries}
     return {numbers[index]: name for index, name in enumerate(names) if index in numbers}
+
+
+def _under_prefix_of(names: Mapping[str, str], entries: Collection[str]) -> dict[str, str]:
+    """The names with the prefix that a file puts before all of them, or takes from them."""
+    prefix = common_prefix(names, entries)
+    if prefix.startswith("+"):
+        return {prefix[1:] + key: name for key, name in names.items()}
+    return {key.removeprefix(prefix[1:]): name for key, name in names.items()}
 
 
 def _stored(

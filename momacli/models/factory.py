@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from momacli.errors import ModelError
-from momacli.models.layout import architecture, is_classifier
+from momacli.models.layout import architecture, is_classifier, is_vision_tower
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
@@ -23,6 +23,33 @@ def build(config: Mapping[str, Any]) -> nn.Module:
             f"the config names {name or 'no architecture'}, which has no classifier",
             hint="a *ForImageClassification or *ForSequenceClassification model is needed",
         )
+    return _built(name, config)
+
+
+def build_tower(config: Mapping[str, Any]) -> nn.Module:
+    """Build the image encoder, or the whole CLIP or SigLIP, that a config names.
+
+    Raises ModelError for anything else.
+    """
+    name = architecture(config)
+    if not is_vision_tower(config) or name not in _TOWERS:
+        raise ModelError(
+            f"the config names {name or 'no architecture'}, which is no image encoder",
+            hint=f"one of {', '.join(_TOWERS)} is needed",
+        )
+    return _built(name, config)
+
+
+_TOWERS = (
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+    "CLIPModel",
+    "SiglipVisionModel",
+    "SiglipModel",
+)
+
+
+def _built(name: str, config: Mapping[str, Any]) -> nn.Module:
     with quiet():
         import transformers
 

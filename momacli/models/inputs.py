@@ -6,12 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from momacli.checkpoint.description import Description, describe
+from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.naming import Named
 from momacli.checkpoint.plan import Expert, check_patterns, expert_from, task_vector_recipe
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.renaming import RenamedCheckpoint, under_names_of
 from momacli.errors import ConflictError, UsageError
-from momacli.models.layout import head_names, is_classifier, other_parts, sized_config
+from momacli.models.layout import (
+    head_names,
+    is_classifier,
+    is_vision_tower,
+    other_parts,
+    sized_config,
+)
+from momacli.models.vision_tower import PROJECTION, clip_expert
 from momacli.progress import Listener, Notice, ignore
 from momacli.recipes.computed import ComputedCheckpoint, MergedCheckpoint, files_of
 
@@ -93,7 +101,11 @@ def open_inputs(
     for item in named:
         checkpoint = _open(stack, item)
         found = _description(checkpoint, config)
-        if experts:
+        if PROJECTION in opened.entries and not isinstance(opened, ComputedCheckpoint):
+            checkpoint = _under_names_of(checkpoint, opened.entries, listener)
+            lender = stack.enter_context(Checkpoint.open(base.path))
+            checkpoint, found = clip_expert(checkpoint, lender, found)
+        elif experts:
             wanted = experts[0].checkpoint.entries
             checkpoint = _under_names_of(checkpoint, wanted, listener)
         names = _head_names(found, checkpoint, heads)
@@ -111,7 +123,7 @@ def open_inputs(
     encoders = [set(one.checkpoint.entries) - set(one.heads.values()) for one in experts]
     opened = _under_names_of(opened, set().union(*encoders), listener)
     base_heads = _head_names(own, opened, heads)
-    if all(found and is_classifier(found.config) for found in descriptions.values()):
+    if all(found and _has_known_parts(found.config) for found in descriptions.values()):
         base_heads += other_parts(opened.entries, set().union(*encoders, base_heads))
     return Inputs(opened, tuple(base_heads), tuple(experts), descriptions, own)
 
@@ -119,7 +131,12 @@ def open_inputs(
 def _open(stack: ExitStack, item: Named) -> Checkpoint:
     if item.opened is not None:
         return item.opened
-    return stack.enter_context(Checkpoint.open(item.path, name=item.name))
+    model = stack.enter_context(Checkpoint.open(item.path, name=item.name))
+    return stack.enter_context(with_head_file(model))
+
+
+def _has_known_parts(config: Mapping[str, object]) -> bool:
+    return is_classifier(config) or is_vision_tower(config)
 
 
 def _under_names_of(

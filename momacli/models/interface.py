@@ -40,14 +40,20 @@ class Padding:
 
 @dataclass(frozen=True)
 class Head:
-    """A task's classifier: logits = rest(z W^T + b), where most heads have no rest."""
+    """A task's classifier: logits = rest(before(z) W^T + b), where most are linear and no more.
+
+    `before` is something that an orthogonal A_t may be exchanged with, such as taking z/|z|.
+    """
 
     weight: Float[Tensor, "k d"]
     bias: Float[Tensor, " k"] | None
     rest: Callable[[Tensor], Tensor] | None = None  # [..., k] -> [..., C]
+    before: Callable[[Tensor], Tensor] | None = None  # [..., d] -> [..., d]
 
     def __call__(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch C"]:
         """Return the logits of raw (not normalised) features."""
+        if self.before is not None:
+            features = self.before(features)
         hidden = torch.nn.functional.linear(features, self.weight, self.bias)
         return hidden if self.rest is None else self.rest(hidden)
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from momacli.checkpoint.head_files import HEAD
 from momacli.checkpoint.header import TensorEntry
 from momacli.checkpoint.reader import matches
 
@@ -24,6 +25,12 @@ def architecture(config: Mapping[str, Any]) -> str:
 def is_classifier(config: Mapping[str, Any]) -> bool:
     """Whether the config is of an encoder with a classification head."""
     return architecture(config).endswith(_CLASSIFIERS)
+
+
+def is_vision_tower(config: Mapping[str, Any]) -> bool:
+    """Whether the config is of a CLIP or SigLIP image encoder, alone or with its text encoder."""
+    kinds = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
+    return config.get("model_type") in kinds and not is_classifier(config)
 
 
 def takes_text(config: Mapping[str, Any]) -> bool:
@@ -65,10 +72,13 @@ def head_names(
 ) -> list[str]:
     """Names of the head's tensors: those matching the patterns, else by the architecture.
 
-    Without patterns and without a classification architecture, none.
+    A head that came in a file of its own is it in any case. Without patterns, such a file and
+    a classification architecture, none.
     """
     if patterns:
         return [key for key in entries if matches(key, patterns)]
+    if separate := [key for key in entries if key.startswith(HEAD) and key.count(".") == 1]:
+        return separate
     if config is None or not is_classifier(config):
         return []
     sizes: dict[str, int] = defaultdict(int)
