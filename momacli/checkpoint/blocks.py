@@ -32,6 +32,9 @@ _SMALLEST, _LARGEST = 1 << 14, 1 << 18
 _AHEAD = 1 << 23
 """Elements, of all models together, that wait to be worked on or are being read."""
 
+_RUNS = _RUN = 1 << 10
+"""Runs of a sample, and the elements of each."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -71,6 +74,19 @@ def spans(specs: Iterable[TensorSpec], size: int | None) -> list[Span]:
     for spec in specs:
         whole = max(1, spec.elements)
         found += [Span(spec, a, b) for a, b in iterate_blocks(spec.elements, size or whole)]
+    return found
+
+
+def evenly_spread(specs: Sequence[TensorSpec]) -> list[Span]:
+    """Runs of elements at equal distances, about a million in all; none of a small model."""
+    stride = sum(spec.elements for spec in specs) // _RUNS
+    if stride < 8 * _RUN:
+        return []
+    found, before = [], 0
+    for spec in specs:
+        for start in range(-before % stride, spec.elements, stride):
+            found.append(Span(spec, start, min(start + _RUN, spec.elements)))
+        before += spec.elements
     return found
 
 

@@ -1,16 +1,33 @@
 """Exact selection by magnitude over tensors that are only ever seen a block at a time."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Stacks = Callable[[], Iterable[Float[Tensor, "T _"]]]
-"""Reads the stacked task vectors again from the start, one flat block [T, n] at a time."""
+"""Reads the stacked task vectors again from the start, one flat block [T, n] at a time.
 
-_HIGH_BITS = 16
-_LOW_BITS = 31 - _HIGH_BITS
+May have a method `sample`, which reads places of them that are evenly spread; none if few.
+"""
+
+Integers = np.ndarray[Any, np.dtype[np.integer[Any]]]
+
+_END = 1 << 31
+"""The bit patterns of magnitudes are below this."""
+
+_COUNTERS = 1 << 23
+"""Bins of one pass, of all experts together: 64 MB."""
+
+_MARGIN = 0.01
+"""Share of all entries that is counted on each side of where a sample puts the threshold."""
+
+_GATHERED = 1 << 20
+"""Patterns of one expert that wait to be put in bins at once."""
 
 
 def count_to_keep(density: float, size: int) -> int:
@@ -24,46 +41,100 @@ def largest_magnitudes(stacks: Stacks, *, density: float) -> Float[Tensor, " T"]
     """Return for each expert the magnitude above or at which its top entries lie.
 
     Exactly the `count_to_keep(density, d)`-th largest |tau_t| over all blocks together, equal
-    bit for bit to sorting the whole vector, in two passes and constant memory: magnitudes of
-    float32 numbers order like their bit patterns, so the first pass counts the high 16 bits
-    and the second the low 15 bits within the one bucket that holds the answer. An expert of
-    which nothing is kept gets infinity.
+    bit for bit to sorting the whole vector, in constant memory. Magnitudes of float32 numbers
+    order like their bit patterns: a pass counts the patterns of a range in bins, and the bin
+    that holds the answer is the next range, until it is a single pattern. Where a sample says
+    where to begin, one pass is enough as a rule, else two; a sample that misleads costs a pass
+    and changes nothing. An expert of which nothing is kept gets infinity.
     """
-    counts: Tensor | None = None
-    size = 0
-    for block in stacks():
-        bits = _magnitude_bits(block)
-        size += bits.shape[1]
-        part = torch.stack(
-            [torch.bincount(row >> _LOW_BITS, minlength=1 << _HIGH_BITS) for row in bits]
-        )
-        counts = part if counts is None else counts + part
-    if counts is None:
-        return torch.empty(0)
-    keep = count_to_keep(density, size)
-    if keep == 0:
-        return torch.full((counts.shape[0],), torch.inf)
-    buckets, wanted = _descend(counts, torch.full((counts.shape[0],), keep))
-
-    low = torch.zeros(counts.shape[0], 1 << _LOW_BITS, dtype=torch.long)
-    for block in stacks():
-        for t, row in enumerate(_magnitude_bits(block)):
-            inside = row[(row >> _LOW_BITS) == buckets[t]] & ((1 << _LOW_BITS) - 1)
-            low[t] += torch.bincount(inside, minlength=1 << _LOW_BITS)
-    offsets, _ = _descend(low, wanted)
-    return ((buckets << _LOW_BITS) | offsets).to(torch.int32).view(torch.float32)
+    ranges = _sampled_ranges(stacks, density)
+    while True:
+        counters: list[_Counter] = []
+        size = 0
+        for block in stacks():
+            patterns = _patterns(block)
+            size += patterns.shape[1]
+            ranges = ranges or [_Range(0, _END)] * len(patterns)
+            counters = counters or [_Counter(item, len(ranges)) for item in ranges]
+            for counter, row in zip(counters, patterns, strict=True):
+                counter.add(row)
+        keep = count_to_keep(density, size)
+        if keep == 0:
+            return torch.full((len(counters),), torch.inf)
+        ranges = [counter.narrowed(keep) for counter in counters]
+        if all(item.width == 1 for item in ranges):
+            found = np.array([item.low for item in ranges], dtype=np.int32)
+            return torch.from_numpy(found).view(torch.float32)
 
 
-def _magnitude_bits(block: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Range:
+    """Bit patterns from `low` on, `width` of them."""
+
+    low: int
+    width: int
+
+
+class _Counter:
+    """Counts one expert's entries above a range, and within it by equal bins."""
+
+    def __init__(self, counted: _Range, experts: int):
+        self._range = counted
+        share = _COUNTERS // experts
+        self._shift = max(0, -(-counted.width // share) - 1).bit_length()
+        self._bins = np.zeros(((counted.width - 1) >> self._shift) + 1, dtype=np.int64)
+        self._above = 0
+        self._waiting: list[Integers] = []
+        self._gathered = 0
+
+    def add(self, patterns: Integers) -> None:
+        """Count a row of patterns."""
+        inside = patterns - np.int32(self._range.low)
+        if self._range.width < _END:
+            self._above += int(np.count_nonzero(inside >= np.int32(self._range.width)))
+            inside = inside[inside.view(np.uint32) < np.uint32(self._range.width)]
+        self._waiting.append(inside)
+        self._gathered += len(inside)
+        if self._gathered >= _GATHERED:
+            self._put_in_bins()
+
+    def narrowed(self, rank: int) -> _Range:
+        """The bin that holds the entry of this rank from the top; all where it is not inside."""
+        self._put_in_bins()
+        from_top = np.cumsum(self._bins[::-1])
+        wanted = rank - self._above
+        if not 0 < wanted <= from_top[-1]:
+            return _Range(0, _END)
+        place = len(self._bins) - 1 - int(np.searchsorted(from_top, wanted))
+        return _Range(self._range.low + (place << self._shift), 1 << self._shift)
+
+    def _put_in_bins(self) -> None:
+        if self._waiting:
+            places = np.concatenate(self._waiting) >> self._shift
+            self._bins += np.bincount(places, minlength=len(self._bins))
+        self._waiting, self._gathered = [], 0
+
+
+def _patterns(block: Tensor) -> Integers:
     """The bit patterns of |block| as int32 [T, n]; their order is the order of magnitudes."""
-    return block.to(torch.float32).contiguous().view(torch.int32) & 0x7FFFFFFF
+    bits = block.to(torch.float32).contiguous().view(torch.int32) & 0x7FFFFFFF
+    found: Integers = bits.cpu().numpy()
+    return found
 
 
-def _descend(counts: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """From the top bucket down: the bucket holding the wanted-th entry, and its rank in there."""
-    from_top = counts.flip(1).cumsum(1)
-    index = (from_top < wanted[:, None]).sum(1)  # buckets wholly above the answer
-    above = torch.where(
-        index > 0, from_top.gather(1, (index - 1).clamp(min=0)[:, None])[:, 0], 0
-    )
-    return counts.shape[1] - 1 - index, wanted - above
+def _sampled_ranges(stacks: Stacks, density: float) -> list[_Range]:
+    """One range per expert that the threshold is likely in; none without a sample."""
+    sample: Callable[[], Iterable[Tensor]] | None = getattr(stacks, "sample", None)
+    blocks = [_patterns(block) for block in sample()] if sample else []
+    if not blocks:
+        return []
+    return [_around(row, density) for row in np.sort(np.concatenate(blocks, axis=1))]
+
+
+def _around(ascending: Integers, density: float) -> _Range:
+    size = len(ascending)
+    first = int((1 - density - _MARGIN) * size)
+    last = int((1 - density + _MARGIN) * size) + 1
+    low = int(ascending[first]) if 0 <= first < size else 0
+    high = int(ascending[last]) if 0 <= last < size else _END - 1
+    return _Range(low, max(low, high) - low + 1)

@@ -18,6 +18,7 @@ from momacli.checkpoint.blocks import (
     Span,
     block_size,
     bytes_to_read,
+    evenly_spread,
     read_blocks,
     rounded,
     spans,
@@ -110,19 +111,7 @@ class StreamedMerge:
         settings = self.settings_of(specs[0].name)
         values = {**settings.options, "weights": self._weight_tensor(settings)}
         known = {key: value for key, value in values.items() if key in wanted}
-        sizes = bytes_to_read(self.plan)
-        total = sum(sizes[spec.name] for spec in specs)
-        passes = 0
-
-        def stacks() -> Iterator[Tensor]:
-            nonlocal passes
-            passes += 1
-            stage, read = f"measuring, pass {passes}", 0.0
-            for span, block in read_blocks(self.plan, spans(specs, block_size(self.plan))):
-                yield block.taus.float()
-                read += sizes[span.spec.name] * span.length / span.spec.elements
-                listener(Progress(stage, round(read), total, "bytes"))
-
+        stacks = _Stacks(self.plan, specs, listener)
         with _one_thread():
             return self.method.first_pass(stacks, **known)
 
@@ -182,6 +171,30 @@ class StreamedMerge:
             torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             for digest in digests
         ]
+
+
+class _Stacks:
+    """The task vectors of some tensors, to be read block by block as often as needed."""
+
+    def __init__(self, plan: MergePlan, specs: Sequence[TensorSpec], listener: Listener):
+        self._plan, self._specs, self._listener = plan, specs, listener
+        self._passes = 0
+
+    def __call__(self) -> Iterator[Tensor]:
+        """Read all of them."""
+        self._passes += 1
+        stage, read = f"measuring, pass {self._passes}", 0.0
+        sizes = bytes_to_read(self._plan)
+        total = sum(sizes[spec.name] for spec in self._specs)
+        for span, block in read_blocks(self._plan, spans(self._specs, block_size(self._plan))):
+            yield block.taus.float()
+            read += sizes[span.spec.name] * span.length / span.spec.elements
+            self._listener(Progress(stage, round(read), total, "bytes"))
+
+    def sample(self) -> Iterator[Tensor]:
+        """Read runs of entries, evenly spread; of a small model, none."""
+        for _, block in read_blocks(self._plan, evenly_spread(self._specs)):
+            yield block.taus.float()
 
 
 @contextmanager

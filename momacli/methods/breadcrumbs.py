@@ -12,6 +12,7 @@ entries kept down, and so empty rows or tensors that are too small; here one alw
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -51,10 +52,18 @@ def breadcrumbs(
     rows = as_rows(task_vectors, per)
     size = rows.abs()
     smallest, largest = _ranks_kept(rows.shape[-1], beta, gamma)
-    low = size.kthvalue(smallest, dim=-1, keepdim=True).values
-    high = size.kthvalue(largest, dim=-1, keepdim=True).values
-    crumbs = torch.where((size >= low) & (size <= high), rows, 0.0)
+    low, high = _entries_of_rank(size, smallest, largest)
+    crumbs = rows * ((size >= low) & (size <= high)).to(rows.dtype)
     return task_arithmetic(crumbs.reshape(task_vectors.shape), weights=weights, lam=lam)
+
+
+def _entries_of_rank(
+    size: Float[Tensor, "*rows n"], *ranks: int
+) -> tuple[Float[Tensor, "*rows 1"], ...]:
+    """The entries of these ranks from below, from 1; NumPy finds both at once, and faster."""
+    places = [rank - 1 for rank in ranks]
+    parted = torch.from_numpy(np.partition(size.cpu().numpy(), places, axis=-1))
+    return tuple(parted[..., place : place + 1].to(size.device) for place in places)
 
 
 def _ranks_kept(n: int, beta: float, gamma: float) -> tuple[int, int]:

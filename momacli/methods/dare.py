@@ -52,7 +52,7 @@ def dare(
     keep = 1 - drop_rate
     survivors = torch.stack(
         [
-            torch.where(random_mask(tau, keep, generator), tau, 0.0)
+            tau * random_mask(tau, keep, generator).to(tau.dtype)
             for tau, generator in zip(task_vectors, generators, strict=True)
         ]
     )

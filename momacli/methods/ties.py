@@ -40,7 +40,7 @@ def first_pass(
     signs = 0
     for block in stacks():
         trimmed = _weighted(_trim(block.float(), thresholds), weights)
-        signs += int(trimmed.sum(dim=0).sign().sum())
+        signs += int(trimmed.sum(dim=0).sign().sum(dtype=torch.float64))
     return TiesStatistic(thresholds, 1.0 if signs >= 0 else -1.0)
 
 
@@ -68,20 +68,26 @@ def ties(
         statistic = first_pass(lambda: [flat], density=density, weights=weights)
     trimmed = _weighted(_trim(task_vectors, statistic.thresholds), weights)
     gamma = trimmed.sum(dim=0).sign()
-    gamma = torch.where(gamma == 0, statistic.majority, gamma)
-    agreeing = torch.where(trimmed * gamma > 0, trimmed, 0.0)
-    total = agreeing.sum(dim=0)
+    gamma = gamma + statistic.majority * (1 - gamma.abs())  # the majority's where it is 0
+    agreeing = (trimmed * gamma).clamp_(min=0)  # magnitudes of the entries with that sign
+    total = agreeing.sum(dim=0) * gamma
     if aggregate == "mean":
-        total = total / (agreeing != 0).sum(dim=0).clamp(min=1)
+        total = total / agreeing.sign().sum(dim=0).clamp_(min=1)
     elif aggregate == "weighted-mean":
-        shares = _weighted((agreeing != 0).to(total.dtype), weights).sum(dim=0)
+        shares = _weighted(agreeing.sign(), weights).sum(dim=0)
         total = total / torch.where(shares == 0, 1.0, shares)
     return lam * total
 
 
 def _trim(task_vectors: Tensor, thresholds: Tensor) -> Tensor:
-    least = thresholds.reshape(-1, *[1] * (task_vectors.ndim - 1))
-    return torch.where(task_vectors.abs() >= least, task_vectors, 0.0)
+    """Set to 0 what is below its threshold; hardshrink does so in a quarter of where's time."""
+    trimmed = torch.empty_like(task_vectors)
+    dropped = torch.nextafter(
+        thresholds.to(task_vectors), thresholds.new_tensor(-torch.inf).to(task_vectors)
+    )
+    for tau, largest, out in zip(task_vectors, dropped.tolist(), trimmed, strict=True):
+        torch.hardshrink(tau, largest, out=out)
+    return trimmed
 
 
 def _weighted(task_vectors: Tensor, weights: Tensor | None) -> Tensor:
