@@ -98,5 +98,5 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
-    for each in arrived:
-        signal.raise_signal(each)
+    for number in arrived:
+        signal.raise_signal(number)
