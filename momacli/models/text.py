@@ -17,7 +17,14 @@ _UNKNOWN = 1 << 20
 
 _DEFAULT_LENGTH = 512
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "spm.model")
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "spm.model",
+)
 
 
 class TextPreprocessor:
@@ -30,19 +37,7 @@ class TextPreprocessor:
 
         max_length: tokens a text is cut to, by default as many as model and tokenizer allow.
         """
-        if folder is None or not any((folder / name).is_file() for name in _FILES):
-            where = folder or "the model's folder"
-            raise ModelError(
-                f"{where} has no tokenizer, so it is unknown how text was prepared for training",
-                hint="copy its files from the base model, or name its folder with --config",
-            )
-        from transformers import AutoTokenizer
-
-        try:
-            with quiet():
-                self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+        self._tokenizer = load_tokenizer(folder)
         with torch.device("meta"):
             module = build(config)
         self._accepted = set(inspect.signature(module.forward).parameters)
@@ -72,6 +67,23 @@ class TextPreprocessor:
             {key: torch.tensor(row, dtype=torch.int32) for key, row in zip(kept, rows, strict=True)}
             for rows in zip(*kept.values(), strict=True)
         ]
+
+
+def load_tokenizer(folder: Path | None) -> Any:
+    """The tokenizer of a model folder. Raises ModelError if there is none."""
+    if folder is None or not any((folder / name).is_file() for name in _FILES):
+        where = folder or "the model's folder"
+        raise ModelError(
+            f"{where} has no tokenizer, so it is unknown how text was prepared for training",
+            hint="copy its files from the base model, or name its folder with --config",
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
 
 
 def positions(module: nn.Module, config: Mapping[str, Any]) -> int | None:

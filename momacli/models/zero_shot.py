@@ -1,0 +1,73 @@
+"""Classifiers from text: the rows are the embeddings of sentences that name the classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from momacli.checkpoint.description import Description
+from momacli.checkpoint.reader import Checkpoint
+from momacli.errors import ModelError
+from momacli.models.classification import Network
+from momacli.models.clip import unit_norm
+from momacli.models.factory import build_tower, quiet
+from momacli.models.text import load_tokenizer
+from momacli.progress import Listener, Progress, ignore
+
+_LARGEST_SCALE = 100.0  # what CLIP limits its logit scale to
+
+
+@torch.no_grad()
+def zero_shot_head(
+    checkpoint: Checkpoint,
+    description: Description,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    *,
+    device: torch.device | str = "cpu",
+    listener: Listener = ignore,
+) -> dict[str, Tensor]:
+    """Return `weight` [C, d], and `bias` [C] for SigLIP, of a whole CLIP or SigLIP.
+
+    A row is the normalised mean of a class's normalised sentences, times the logit scale.
+    Raises ModelError if the model has no text encoder.
+    """
+    network = Network(build_tower(description.config), checkpoint.entries, device)
+    model: Any = network.module
+    if not hasattr(model, "get_text_features"):
+        raise ModelError(
+            f"{checkpoint.path} has no text encoder", hint="give the full CLIPModel or SiglipModel"
+        )
+    network.load(checkpoint.read, checkpoint.entries, source=str(checkpoint.path))
+    tokenizer = load_tokenizer(description.folder)
+    length = int(model.config.text_config.max_position_embeddings)
+    fixed = description.config.get("model_type") == "siglip"  # trained with padding throughout
+    rows = []
+    for number, name in enumerate(classes, start=1):
+        with quiet():
+            tokens = tokenizer(
+                [template.replace("{}", name) for template in templates],
+                padding="max_length" if fixed else True,
+                truncation=True,
+                max_length=length,
+                return_tensors="pt",
+            )
+        inputs = {
+            key: tokens[key].to(device)
+            for key in ("input_ids", "attention_mask")
+            if key in tokens and not (fixed and key == "attention_mask")
+        }
+        found = model.get_text_features(**inputs)
+        rows.append(_mean_direction(getattr(found, "pooler_output", found).float()))
+        listener(Progress("encoding classes", number, len(classes), "classes"))
+    scale = model.logit_scale.float().exp().clamp(max=_LARGEST_SCALE)
+    head = {"weight": (scale * torch.stack(rows)).cpu()}
+    if hasattr(model, "logit_bias"):
+        head["bias"] = model.logit_bias.float().cpu().expand(len(classes)).clone()
+    return head
+
+
+def _mean_direction(sentences: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    return unit_norm(unit_norm(sentences).mean(dim=0))
