@@ -1,5 +1,6 @@
 """Merge fine-tuned copies of one model, tensor by tensor, without data."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -7,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from momacli.checkpoint.blocks import read_head
+from momacli.checkpoint.blocks import bytes_to_read, read_head
 from momacli.checkpoint.dtypes import parse_dtype
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.multitask_writer import (
@@ -17,14 +18,17 @@ from momacli.checkpoint.multitask_writer import (
     multitask_writer,
 )
 from momacli.checkpoint.naming import Named, choose_output, find_base, named_inputs
+from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import Expert, check_patterns, plan_merge
 from momacli.checkpoint.provenance import Recipe, input_path, record_input, relative_path
 from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.sharded_writer import parse_size
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError, UsageError
 from momacli.methods._catalog import Method, known_method, load_method
 from momacli.models.inputs import Inputs, open_inputs
-from momacli.progress import Listener, ignore
+from momacli.models.layout import is_classifier, is_vision_tower
+from momacli.progress import Listener, Notice, ignore
 from momacli.recipes.computed import on_disk
 from momacli.recipes.described import described_as
 from momacli.recipes.rules import Rule, settings_by_tensor
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
     from momacli.methods._streaming import StreamedMerge
 
 Scope = Literal["global", "tensor"]
+
+MAX_SHARD_SIZE = "50GB"
+"""As transformers 5 has it: the largest single file that model hubs take."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,9 @@ class MergeReport:
     nbytes: int  # of the output's tensors
     changed_share: float | None  # of the merged parameters, how many differ from the base
     seconds: float
+    bytes_read: int  # of the tensors merged, in base and experts, once
+    memory: int  # bytes: the process's peak, or with dry_run what to expect
+    estimate: float | None = None  # with dry_run: seconds, where the method lets one tell
     dry_run: bool = False
 
 
@@ -71,7 +81,9 @@ def merge(
     exclude: Sequence[str] = (),
     heads: Sequence[str] = (),
     config: str | Path | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
     other_base: bool = False,
+    allow_nonfinite: bool = False,
     force: bool = False,
     dry_run: bool = False,
     listener: Listener = ignore,
@@ -81,7 +93,8 @@ def merge(
     inputs: paths, or "NAME=PATH"; one of them may be the base, by its name base, pretrained
         or zeroshot.
     output: a name in .safetensors is a file, any other a folder with one loadable model per
-        task; default `merged/` where all experts are folders, else `merged.safetensors`.
+        task, or with one model where the experts are no classifiers and have no heads, as
+        language models; default `merged/` where all experts are folders, else `merged.safetensors`.
     options: of the method, such as {"lam": 0.3, "density": 0.2}.
     weights: one per expert in the order given, or by task name, then 1 for the others.
     scope: whether statistics of a method with a first pass are of the whole model (the
@@ -92,7 +105,10 @@ def merge(
     exclude: glob patterns of tensors to take from the base unmerged.
     heads: glob patterns of head tensors, where the architecture does not tell.
     config: a config.json for all inputs, where none is with the weights.
+    max_shard_size: of a folder of one model, bytes of the tensors of one file, such as "5GB".
     other_base: let task vectors be added to another base than they were taken from.
+    allow_nonfinite: take entries that are NaN or infinity in an input from the base, and name
+        them in Notices, instead of refusing the input.
     force: replace an existing output even if moma did not write it.
 
     Raises ConflictError listing all that does not fit, before any data is read, and other
@@ -116,11 +132,13 @@ def merge(
             exclude=exclude,
             heads=heads,
             config=Path(config) if config else None,
+            tolerated=Tolerated() if allow_nonfinite else None,
             listener=listener,
         )
         return write(
             merging,
             output,
+            max_shard_size=max_shard_size,
             other_base=other_base,
             force=force,
             dry_run=dry_run,
@@ -156,6 +174,7 @@ def prepare(
     exclude: Sequence[str] = (),
     heads: Sequence[str] | None = (),
     config: Path | None = None,
+    tolerated: Tolerated | None = None,
     listener: Listener = ignore,
 ) -> Merging:
     """Open the inputs and find all conflicts, as `merge` explains them; writes nothing.
@@ -182,6 +201,7 @@ def prepare(
         base_heads=opened.base_heads,
         exclude=exclude,
         dtype=parse_dtype(dtype) if dtype else None,
+        tolerated=tolerated,
     )
     merged = [spec.name for spec in plan.merged]
     settings = settings_by_tensor(rules, merged, checked, table, names)
@@ -193,6 +213,7 @@ def prepare(
         "heads": list(heads or ()),
         "dtype": dtype,
         "rules": [rule.encode() for rule in rules],
+        "allow_nonfinite": tolerated is not None,
     }
     return Merging(work, opened, selection, config, as_one_model=heads is None)
 
@@ -201,6 +222,7 @@ def write(
     merging: Merging,
     output: str | Path | None,
     *,
+    max_shard_size: str = MAX_SHARD_SIZE,
     other_base: bool = False,
     force: bool = False,
     dry_run: bool = False,
@@ -219,12 +241,24 @@ def write(
     )
     if not other_base:
         _check_bases(opened.base, opened.experts)
-    job = _Job(merging, [] if merging.as_one_model else _parts(opened), target)
+    one_model = as_folder and _is_one_model(merging)
+    largest = parse_size(max_shard_size)
+    job = _Job(merging, [] if merging.as_one_model else _parts(opened), target, one_model, largest)
     report = replace(job.report(), dry_run=dry_run)
     if not dry_run:
         changed = job.run(as_folder=as_folder, listener=listener)
-        report = replace(report, changed_share=changed)
+        report = replace(report, changed_share=changed, memory=_peak_memory(), estimate=None)
     return replace(report, seconds=time.monotonic() - started)
+
+
+def _peak_memory() -> int:
+    """Bytes of memory this process has had at most, shared libraries included; 0 if unknown."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _check_engine_options(method: Method, weighted: bool, scope: str | None) -> None:
@@ -284,6 +318,23 @@ def _as_folder(output: str | Path | None, merging: Merging) -> bool:
     return True
 
 
+def _is_one_model(merging: Merging) -> bool:
+    """Whether a folder holds a single model: none of the experts has anything of its own.
+
+    Of classifiers and image encoders the tasks are kept apart even so: heads may follow.
+    """
+    inputs = merging.inputs
+    if merging.as_one_model:
+        return True
+    if any(expert.heads for expert in inputs.tasks):
+        return False
+    configs = [
+        item.config for item in (inputs.base_description, *inputs.descriptions.values()) if item
+    ]
+    kept_apart = any(is_classifier(config) or is_vision_tower(config) for config in configs)
+    return bool(configs) and not kept_apart
+
+
 def _check_bases(base: Checkpoint, experts: Sequence[Expert]) -> None:
     """Refuse task vectors of another base. Reads the base once, which hashes it for good."""
     details = []
@@ -327,6 +378,8 @@ class _Job:
     merging: Merging
     parts: Sequence[TaskPart]
     target: Path
+    one_model: bool  # the output is a folder of one model
+    largest: int  # bytes of the tensors of one of its files
 
     def report(self) -> MergeReport:
         work, inputs = self.merging.work, self.merging.inputs
@@ -347,6 +400,9 @@ class _Job:
             nbytes=sum(spec.nbytes for spec in [*plan.merged, *plan.copied, *heads]),
             changed_share=None,
             seconds=0.0,
+            bytes_read=sum(bytes_to_read(plan).values()),
+            memory=work.expected_memory,
+            estimate=work.expected_seconds,
         )
 
     def run(self, *, as_folder: bool, listener: Listener) -> float:
@@ -361,16 +417,19 @@ class _Job:
                 writer.append(spec.name, plan.base.read(spec.name))
             for expert in self.merging.inputs.tasks:
                 for own, key in expert.heads.items():
-                    writer.append_head(expert.name, own, read_head(expert, key))
+                    writer.append_head(expert.name, own, read_head(expert, key, plan.tolerated))
             writer.finish(self._recipe(digests=True))
+        for remark in plan.tolerated.remarks() if plan.tolerated else ():
+            listener(Notice(remark))
         return changed / max(1, sum(spec.elements for spec in plan.merged))
 
     def _writer(self, as_folder: bool) -> AbstractContextManager[MultiTaskWriter]:
         plan, inputs = self.merging.work.plan, self.merging.inputs
         specs, recipe = [*plan.merged, *plan.copied], self._recipe(digests=False)
-        if as_folder and self.merging.as_one_model:
-            description = described_as(inputs.base_description, self.merging.selection["dtype"])
-            return model_writer(self.target, specs, description, recipe)
+        if self.one_model:
+            found = inputs.base_description or next(iter(inputs.descriptions.values()), None)
+            description = described_as(found, self.merging.selection["dtype"])
+            return model_writer(self.target, specs, description, recipe, largest=self.largest)
         return multitask_writer(self.target, specs, self.parts, recipe, as_folder=as_folder)
 
     def _recipe(self, *, digests: bool) -> Recipe:

@@ -12,6 +12,7 @@ from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.header import MERGEABLE_DTYPES
 from momacli.checkpoint.multitask import MultiTask
 from momacli.checkpoint.naming import Named, check_name
+from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.provenance import (
     Input,
     Recipe,
@@ -22,7 +23,7 @@ from momacli.checkpoint.provenance import (
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import CheckpointError, UsageError
-from momacli.merge import MergeReport, Merging, prepare, write
+from momacli.merge import MAX_SHARD_SIZE, MergeReport, Merging, prepare, write
 from momacli.progress import Listener, Notice, ignore
 from momacli.recipes.computed import MergedCheckpoint, OriginCheckpoint, StackedCheckpoint
 from momacli.recipes.described import stacked_description
@@ -66,7 +67,9 @@ def merge_recipe(
     recipe: MergeRecipe | str | Path,
     *,
     output: str | Path | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
     other_base: bool = False,
+    allow_nonfinite: bool = False,
     force: bool = False,
     dry_run: bool = False,
     listener: Listener = ignore,
@@ -75,7 +78,7 @@ def merge_recipe(
 
     recipe: read already, or the path of a recipe.toml or of a mergekit configuration.
     output: in place of the recipe's; otherwise as for `merge`.
-    other_base, force, dry_run: as for `merge`.
+    max_shard_size, other_base, allow_nonfinite, force, dry_run: as for `merge`.
 
     Raises MomaErrors as `merge` does, and UsageError for what is wrong in the recipe.
     """
@@ -85,10 +88,12 @@ def merge_recipe(
     for note in recipe.notes:
         listener(Notice(note))
     with ExitStack() as stack:
-        merging = _Chain(stack, recipe, listener).last()
+        tolerated = Tolerated() if allow_nonfinite else None
+        merging = _Chain(stack, recipe, tolerated, listener).last()
         return write(
             merging,
             output if output is not None else recipe.output,
+            max_shard_size=max_shard_size,
             other_base=other_base,
             force=force,
             dry_run=dry_run,
@@ -101,6 +106,7 @@ def merge_like(
     made: str | Path,
     *,
     output: str | Path | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
     force: bool = False,
     dry_run: bool = False,
     listener: Listener = ignore,
@@ -129,7 +135,9 @@ def merge_like(
     return merge_recipe(
         recipe,
         output=place if output is None else output,
+        max_shard_size=max_shard_size,
         other_base=True,  # it was allowed then
+        allow_nonfinite=recorded.parameters.get("allow_nonfinite") is True,
         force=force,
         dry_run=dry_run,
         listener=listener,
@@ -185,7 +193,7 @@ def _recorded_step(recorded: Recipe, place: Path) -> Step:
         exclude=tuple(map(str, given.pop("exclude", ()))),
         rules=tuple(Rule.decode(item) for item in given.pop("rules", ())),
     )
-    for key in ("heads", "config"):
+    for key in ("heads", "config", "allow_nonfinite"):
         given.pop(key, None)
     return replace(step, options=given)
 
@@ -197,8 +205,15 @@ def _recorded_model(item: Input, place: Path) -> Model:
 class _Chain:
     """The steps of a recipe, prepared one after the other; the stack closes what is opened."""
 
-    def __init__(self, stack: ExitStack, recipe: MergeRecipe, listener: Listener):
+    def __init__(
+        self,
+        stack: ExitStack,
+        recipe: MergeRecipe,
+        tolerated: Tolerated | None,
+        listener: Listener,
+    ):
         self._stack = stack
+        self._tolerated = tolerated
         self._recipe = recipe
         self._listener = listener
         self._opened: dict[tuple[str, Path], Checkpoint] = {}
@@ -231,6 +246,7 @@ class _Chain:
             exclude=step.exclude,
             heads=None if self._recipe.as_one_model else self._recipe.heads,
             config=self._recipe.config,
+            tolerated=self._tolerated,
         )
 
     def _result(self, step: Step) -> MergedCheckpoint:

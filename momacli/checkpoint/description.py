@@ -29,6 +29,9 @@ COMPANIONS = (
     "spm.model",
     "tokenizer.model",
     "sentencepiece.bpe.model",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
 )
 """Files beside a config.json that belong to the model and travel with it."""
 

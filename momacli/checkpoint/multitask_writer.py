@@ -15,6 +15,7 @@ from momacli.checkpoint.multitask import ENCODER_SHARD, HEAD_SHARD
 from momacli.checkpoint.plan import TASK_HEADS
 from momacli.checkpoint.provenance import KEY, Recipe
 from momacli.checkpoint.reader import INDEX, SINGLE
+from momacli.checkpoint.sharded_writer import ShardedWriter, sharded_writer
 from momacli.checkpoint.staging import staged_file, staged_folder
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 
@@ -41,7 +42,7 @@ class MultiTaskWriter:
 
     def __init__(
         self,
-        encoder: CheckpointWriter,
+        encoder: CheckpointWriter | ShardedWriter,
         heads: Mapping[str, tuple[CheckpointWriter, Callable[[str], str]]],
     ):
         self._encoder = encoder
@@ -61,7 +62,7 @@ class MultiTaskWriter:
         for writer in {id(item): item for item in self._writers()}.values():
             writer.replace_metadata(_metadata(recipe))
 
-    def _writers(self) -> Iterator[CheckpointWriter]:
+    def _writers(self) -> Iterator[CheckpointWriter | ShardedWriter]:
         yield self._encoder
         for writer, _ in self._heads.values():
             yield writer
@@ -142,12 +143,20 @@ def _folder_writer(
 
 @contextmanager
 def model_writer(
-    target: Path, tensors: Sequence[TensorSpec], description: Description | None, recipe: Recipe
+    target: Path,
+    tensors: Sequence[TensorSpec],
+    description: Description | None,
+    recipe: Recipe,
+    *,
+    largest: int,
 ) -> Iterator[MultiTaskWriter]:
-    """Open a folder of one model without tasks; it appears, whole, when the block ends."""
+    """Open a folder of one model without tasks; it appears, whole, when the block ends.
+
+    largest: bytes of the tensors of one file.
+    """
     with staged_folder(target) as staged:
         _describe(staged, TaskPart("", [], description))
-        with CheckpointWriter(staged / SINGLE, tensors, _metadata(recipe)) as writer:
+        with sharded_writer(staged, tensors, _metadata(recipe), largest=largest) as writer:
             yield MultiTaskWriter(writer, {})
 
 

@@ -1,6 +1,6 @@
 """`moma merge`: several fine-tuned models into one, without data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,9 +117,23 @@ def merge(
             "per task. Default merged.safetensors, or merged/ where the experts are folders.",
         ),
     ] = None,
+    max_shard_size: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Of a folder of one model, as of language models: size of one file, as 5GB.",
+        ),
+    ] = "50GB",
     other_base: Annotated[
         bool,
         typer.Option("--other-base", help="Add task vectors to a base they were not taken from."),
+    ] = False,
+    allow_nonfinite: Annotated[
+        bool,
+        typer.Option(
+            "--allow-nonfinite",
+            help="Take entries that are NaN or infinity in an input from the base, and name them.",
+        ),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an output that moma did not write.")
@@ -138,11 +152,14 @@ def merge(
     """
     if like is not None:
         _refuse_all_but(context, "--like", ("like", *_WITH_RECIPE))
-        _repeat(like, output, force=force, dry_run=dry_run, as_json=as_json)
+        writing = {"max_shard_size": max_shard_size, "force": force, "dry_run": dry_run}
+        _repeat(like, output, writing, as_json=as_json)
         return
     if config is not None and Path(config).suffix.lower() in _RECIPES:
-        _refuse_all_but(context, config, ("config", "other_base", *_WITH_RECIPE))
-        _follow(config, output, other_base, force=force, dry_run=dry_run, as_json=as_json)
+        tolerances = {"other_base": other_base, "allow_nonfinite": allow_nonfinite}
+        _refuse_all_but(context, config, ("config", *tolerances, *_WITH_RECIPE))
+        writing = {"max_shard_size": max_shard_size, "force": force, "dry_run": dry_run}
+        _follow(config, output, writing | tolerances, as_json=as_json)
         return
     if not checkpoints:
         raise UsageError(
@@ -169,7 +186,9 @@ def merge(
             exclude=exclude or [],
             heads=heads or [],
             config=config,
+            max_shard_size=max_shard_size,
             other_base=other_base,
+            allow_nonfinite=allow_nonfinite,
             force=force,
             dry_run=dry_run,
             listener=listener,
@@ -178,7 +197,7 @@ def merge(
 
 
 _RECIPES = (".toml", ".yml", ".yaml")
-_WITH_RECIPE = ("output", "force", "dry_run", "as_json")
+_WITH_RECIPE = ("output", "max_shard_size", "force", "dry_run", "as_json")
 
 
 def _refuse_all_but(context: typer.Context, what: str, allowed: Sequence[str]) -> None:
@@ -198,30 +217,21 @@ def _refuse_all_but(context: typer.Context, what: str, allowed: Sequence[str]) -
         )
 
 
-def _follow(
-    recipe: str, output: str | None, other_base: bool, *, force: bool, dry_run: bool, as_json: bool
-) -> None:
+def _follow(recipe: str, output: str | None, writing: Mapping[str, Any], *, as_json: bool) -> None:
     from momacli.cli.listening import listening
     from momacli.merge_recipe import merge_recipe
 
     with listening() as listener:
-        report = merge_recipe(
-            recipe,
-            output=output,
-            other_base=other_base,
-            force=force,
-            dry_run=dry_run,
-            listener=listener,
-        )
+        report = merge_recipe(recipe, output=output, listener=listener, **writing)
     _show(report, as_json=as_json)
 
 
-def _repeat(made: str, output: str | None, *, force: bool, dry_run: bool, as_json: bool) -> None:
+def _repeat(made: str, output: str | None, writing: Mapping[str, Any], *, as_json: bool) -> None:
     from momacli.cli.listening import listening
     from momacli.merge_recipe import merge_like
 
     with listening() as listener:
-        report = merge_like(made, output=output, force=force, dry_run=dry_run, listener=listener)
+        report = merge_like(made, output=output, listener=listener, **writing)
     _show(report, as_json=as_json)
 
 
@@ -304,7 +314,14 @@ def summary_lines(report: "MergeReport") -> list[str]:
         lines.append(f"  changed  {report.changed_share:.1%} of the merged parameters")
     size = amount(report.nbytes, "bytes")
     if report.dry_run:
+        lines.append(f"  input    {amount(report.bytes_read, 'bytes')} in each pass")
         lines.append(f"  output   {report.output} ({size})")
+        memory = amount(report.memory, "bytes")
+        expected = "" if report.estimate is None else f", {duration(report.estimate)} or so"
+        lines.append(f"  needs    about {memory} of memory{expected}")
     else:
         lines.append(f"  wrote    {report.output} ({size}) in {duration(report.seconds)}")
+        rate = amount(report.bytes_read / max(report.seconds, 1e-3), "bytes")
+        peak = amount(report.memory, "bytes")
+        lines.append(f"  speed    {rate}/s of input, peak memory {peak}")
     return lines

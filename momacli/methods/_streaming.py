@@ -23,13 +23,21 @@ from momacli.checkpoint.blocks import (
     rounded,
     spans,
 )
+from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.writer import TensorSpec
 from momacli.methods._catalog import Method
 from momacli.methods._settings import TensorSettings
-from momacli.progress import Listener, Progress
+from momacli.progress import Listener, Notice, Progress
+from momacli.statistics.suspicion import Suspicion
 
 Scope = Literal["global", "tensor"]
+
+_PROCESS, _COPIES = 600_000_000, 6
+"""Bytes of the process before any tensor; blocks that reading and a method hold at a time."""
+
+_START, _RATE = 4.0, 600e6
+"""Seconds until the first byte; bytes a second, hashed and merged."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,24 @@ class StreamedMerge:
             values["seed"] = self.seed
         return values
 
+    @property
+    def expected_memory(self) -> int:
+        """Bytes: of Python and torch, and of what is held of the tensors at a time."""
+        whole = max((spec.elements for spec in self.plan.merged), default=0)
+        alone = self.method.first_pass is not None and self.scope == "tensor"
+        if self.method.elementwise and not alone:
+            whole = min(whole, block_size(self.plan))
+        blocks = 4 * (1 + len(self.plan.experts)) * whole
+        return _PROCESS + _COPIES * blocks
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """On one processor of today, roughly; None for methods that compute on matrices."""
+        if not self.method.elementwise:
+            return None
+        passes = 3 if self.method.first_pass is not None and self.scope == "global" else 1
+        return _START + passes * sum(bytes_to_read(self.plan).values()) / _RATE
+
     def parts(self, listener: Listener) -> Iterator[Part]:
         """Compute the merged tensors, in the order of the plan.
 
@@ -77,10 +103,13 @@ class StreamedMerge:
         for checkpoint in (self.plan.base, *(item.checkpoint for item in self.plan.experts)):
             checkpoint.start_hash()
         read = 0.0
-        for span, part in self._parts(self.plan.merged, statistics):
+        suspicion = Suspicion(len(self.plan.experts))
+        for span, part in self._parts(self.plan.merged, statistics, suspicion):
             yield part
             read += sizes[part.name] * span.length / span.spec.elements
             listener(Progress("merging", round(read), sum(sizes.values()), "bytes"))
+        for remark in suspicion.remarks([shown(expert.name) for expert in self.plan.experts]):
+            listener(Notice(remark))
 
     def settings_of(self, name: str) -> TensorSettings:
         """The options and weights that one tensor is merged with."""
@@ -121,7 +150,10 @@ class StreamedMerge:
             yield part
 
     def _parts(
-        self, specs: Sequence[TensorSpec], statistics: Mapping[str, Any]
+        self,
+        specs: Sequence[TensorSpec],
+        statistics: Mapping[str, Any],
+        suspicion: Suspicion | None = None,
     ) -> Iterator[tuple[Span, Part]]:
         generators = None
         wanted = [span for spec in specs for span in self._spans(spec, statistics.get(spec.name))]
@@ -129,6 +161,8 @@ class StreamedMerge:
             for span, block in read_blocks(self.plan, wanted):
                 if span.start == 0 and self.method.takes("generators"):
                     generators = self._generators(span.spec.name)
+                if suspicion is not None:
+                    suspicion.see(block.theta_0, block.taus)
                 yield span, self._part(span, block, statistics.get(span.spec.name), generators)
 
     def _spans(self, spec: TensorSpec, statistic: Any) -> list[Span]:
@@ -156,7 +190,10 @@ class StreamedMerge:
         values = {key: item for key, item in available.items() if self.method.takes(key)}
         tau = self.method.function(block.taus.reshape(-1, *shape), **settings.options, **values)
         merged = rounded(_add(block, tau.reshape(-1)), spec)
-        return Part(spec.name, merged, _differing(merged, block.theta_0))
+        changed = _differing(merged, block.theta_0)
+        if block.aside is not None:
+            block.aside.restore(merged)
+        return Part(spec.name, merged, changed)
 
     def _weight_tensor(self, settings: TensorSettings) -> Tensor | None:
         if settings.weights is None:

@@ -34,7 +34,8 @@ def test_stdout_is_the_path_of_the_output_and_stderr_tells_the_rest(ckpts, capfd
     ]
     assert lines[4].startswith("  changed  ")
     assert lines[5].startswith("  wrote    merged.safetensors (20.0 kB) in ")
-    assert len(lines) == 6
+    assert lines[6].startswith("  speed    ")
+    assert len(lines) == 7
 
 
 def test_every_tensor_that_is_not_merged_is_accounted_for(ckpts, capfd):
@@ -63,7 +64,7 @@ def test_a_dry_run_prints_the_plan_on_stdout_and_writes_nothing(ckpts, capfd):
 
     shown = capfd.readouterr()
     assert shown.out.startswith("would merge 3 experts by task-arithmetic (lambda 0.3)\n")
-    assert shown.out.endswith("  output   merged.safetensors (20.0 kB)\n")
+    assert "\n  output   merged.safetensors (20.0 kB)\n  needs    about " in shown.out
     assert shown.err == ""
     assert not Path("merged.safetensors").exists()
 

@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from momacli.cli.merge import summary_lines
+from momacli.errors import UsageError
+from momacli.merge import merge
+from momacli.merge_recipe import merge_like
+
+SHAPES = {
+    "model.embed_tokens.weight": (10, 4),
+    "model.layers.0.mlp.up_proj.weight": (6, 4),
+    "model.norm.weight": (4,),
+    "lm_head.weight": (10, 4),
+}
+
+
+def llm(folder: Path, seed: int, **changed: tuple[int, ...]) -> Path:
+    """A model folder of a language model, with a tokenizer; other shapes by name."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    shapes = SHAPES | {key.replace("__", "."): shape for key, shape in changed.items()}
+    tensors = {key: torch.randn(s, generator=generator).bfloat16() for key, s in shapes.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 10}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(f'{{"seed": {seed}}}')
+    (folder / "generation_config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[Path]:
+    """A base and two experts."""
+    return [llm(tmp_path / name, seed) for seed, name in enumerate(("base", "math", "code"))]
+
+
+def test_language_models_give_one_plain_model_folder(models, tmp_path):
+    output = tmp_path / "merged"
+
+    merge(models, method="average", output=output)
+
+    names = {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json"}
+    assert {path.name for path in output.iterdir()} == names
+    assert (output / "tokenizer.json").read_text() == '{"seed": 0}'  # the base's
+    math, code = (load_file(model / "model.safetensors") for model in models[1:])
+    for key, merged in load_file(output / "model.safetensors").items():
+        expected = (math[key].float() + code[key].float()) / 2
+        torch.testing.assert_close(merged.float(), expected, atol=0.01, rtol=0.01)
+
+
+def test_a_large_model_is_written_in_shards_with_an_index_that_merges_again(models, tmp_path):
+    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
+
+    merge(models, output=whole)
+    merge(models, output=sharded, max_shard_size="130")
+
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in sharded.glob("*.safetensors"))
+    assert files == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    assert sorted(set(index["weight_map"].values())) == files
+    tensors = {key: value for file in files for key, value in load_file(sharded / file).items()}
+    expected = load_file(whole / "model.safetensors")
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in expected.values())
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[key], value) for key, value in expected.items())
+    merge([models[0], sharded, models[1]], output=tmp_path / "again")
+
+
+def test_a_folder_of_one_model_is_replaced_with_no_stale_shard_left_and_repeated(models, tmp_path):
+    output = tmp_path / "merged"
+
+    merge(models, output=output, max_shard_size="130")
+    merge_like(output)
+
+    assert len(list(output.glob("*.safetensors"))) == 1
+    assert not (output / "model.safetensors.index.json").exists()
+
+
+@pytest.mark.parametrize("size", ["", "5", "5 parsecs", "-1GB", "0GB", "nanGB"])
+def test_a_shard_size_that_is_none_is_refused(models, tmp_path, size):
+    if size == "5":
+        merge(models, output=tmp_path / "out", max_shard_size=size)  # a file a tensor
+        assert len(list((tmp_path / "out").glob("*.safetensors"))) == len(SHAPES)
+        return
+    with pytest.raises(UsageError, match="max-shard-size"):
+        merge(models, output=tmp_path / "out", max_shard_size=size)
+
+
+def test_a_dry_run_says_what_is_read_written_and_needed_and_a_run_what_it_took(models, tmp_path):
+    planned = merge(models, output=tmp_path / "out", dry_run=True)
+    done = merge(models, output=tmp_path / "out")
+
+    assert planned.bytes_read == done.bytes_read == 3 * 2 * (40 + 24 + 4 + 40)
+    assert planned.estimate is not None
+    assert any("of memory" in line for line in summary_lines(planned))
+    assert any("peak memory" in line for line in summary_lines(done))
+    assert done.memory > 10_000_000
