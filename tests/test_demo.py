@@ -3,12 +3,14 @@
 import contextlib
 import io
 import shlex
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from momacli.cli.main import run
-from momacli.demo import COLUMNS, demo
+from momacli.demo import COLUMNS, commands, demo
+from momacli.demonstration.digits import TASKS
 from momacli.progress import Notice
 
 
@@ -54,6 +56,16 @@ def test_the_public_commands_run_one_after_another(report, shown):
         "absorb",
         "evaluate",
     ]
+
+
+def test_the_readme_shows_these_very_commands():
+    readme = Path(__file__).parent.parent.joinpath("README.md").read_text(encoding="utf-8")
+    lines = [
+        f"$ (cd moma-demo && moma {shlex.join(arguments)})"
+        for arguments in commands([task.name for task in TASKS])
+    ]
+
+    assert [line for line in readme.splitlines() if line.startswith("$ (cd moma-demo")] == lines
 
 
 def test_it_leaves_models_images_and_one_figure(report):
