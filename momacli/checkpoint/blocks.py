@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import MERGEABLE_DTYPES
+from momacli.checkpoint.nonfinite import SetAside, Tolerated
 from momacli.checkpoint.plan import Expert, MergePlan
 from momacli.checkpoint.reader import Checkpoint, iterate_blocks
 from momacli.checkpoint.writer import TensorSpec
@@ -60,6 +61,7 @@ class Block:
     theta_0: "Tensor"  # [n]
     taus: "Tensor"  # [T, n]
     theta_1: "Tensor | None"  # [n], the expert itself where there is exactly one
+    aside: SetAside | None = None  # entries that are not finite, where that is tolerated
 
 
 def block_size(plan: MergePlan) -> int:
@@ -177,7 +179,14 @@ def _readers(plan: MergePlan, stack: ExitStack) -> "Callable[[Span, Tensor], lis
 
 def _read_rows(numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: "Tensor") -> None:
     for row, checkpoint in numbered:
-        checkpoint.read_to(buffer[row], span.spec.name, span.start)
+        there = _length_there(checkpoint, span)
+        if there:
+            checkpoint.read_to(buffer[row][:there], span.spec.name, span.start)
+
+
+def _length_there(checkpoint: Checkpoint, span: Span) -> int:
+    """How much of a span a checkpoint has: an expert may lack rows of the vocabulary."""
+    return max(0, min(span.stop, checkpoint.entries[span.spec.name].elements) - span.start)
 
 
 def _processors() -> int:
@@ -189,6 +198,10 @@ def _processors() -> int:
 
 def _block(plan: MergePlan, span: Span, buffer: "Tensor") -> Block:
     theta_0, taus = buffer[0], buffer[1:]
+    for tau, expert in zip(taus, plan.experts, strict=True):
+        there = _length_there(expert.checkpoint, span)
+        if there < span.length:
+            tau[there:] = 0 if expert.is_task_vector else theta_0[there:]
     vectors = [expert.is_task_vector for expert in plan.experts]
     theta_1 = taus[0].clone() if vectors == [False] else None
     if not any(vectors):
@@ -197,8 +210,10 @@ def _block(plan: MergePlan, span: Span, buffer: "Tensor") -> Block:
         for tau, is_vector in zip(taus, vectors, strict=True):
             if not is_vector:
                 tau.sub_(theta_0)
-    _check_finite(plan, span.spec.name, theta_0, taus)
-    return Block(theta_0, taus, theta_1)
+    aside = _check_finite(plan, span, theta_0, taus)
+    if aside is not None and theta_1 is not None:
+        theta_1[aside.where] = 0
+    return Block(theta_0, taus, theta_1, aside)
 
 
 def bytes_to_read(plan: MergePlan) -> dict[str, int]:
@@ -221,16 +236,23 @@ def rounded(values: "Tensor", spec: TensorSpec) -> "Tensor":
     return result
 
 
-def read_head(expert: Expert, key: str) -> "Tensor":
-    """Read a head tensor, to be carried along. Raises ConflictError where it is not finite."""
+def read_head(expert: Expert, key: str, tolerated: Tolerated | None = None) -> "Tensor":
+    """Read a head tensor, to be carried along.
+
+    Raises ConflictError where it is not finite, unless that is tolerated and so noted.
+    """
     import torch
 
     values = expert.checkpoint.read(key)
     floating = expert.checkpoint.entries[key].dtype in MERGEABLE_DTYPES
     if floating and not bool(torch.isfinite(values).all()):
+        if tolerated is not None:
+            broken = int((~torch.isfinite(values)).sum())
+            tolerated.count(f"{expert.checkpoint.path} (kept as it is)", key, broken)
+            return values
         raise ConflictError(
             f"head tensor {shown(key)} of {expert.checkpoint.path} holds NaN or infinity",
-            hint="the model is broken; leave it out",
+            hint="the model is broken; leave it out, or carry it along with --allow-nonfinite",
         )
     return values
 
@@ -244,10 +266,15 @@ def _all_finite(values: "Tensor") -> bool:
     return bool(torch.isfinite(values).all())
 
 
-def _check_finite(plan: MergePlan, key: str, theta_0: "Tensor", taus: "Tensor") -> None:
+def _check_finite(
+    plan: MergePlan, span: Span, theta_0: "Tensor", taus: "Tensor"
+) -> SetAside | None:
     if _all_finite(theta_0) and _all_finite(taus):
-        return
+        return None
+    key = span.spec.name
     names = [f"{plan.base.path} (the base)", *(str(item.checkpoint.path) for item in plan.experts)]
+    if plan.tolerated is not None:
+        return plan.tolerated.set_aside(names, key, span.start, theta_0, taus)
     broken = [
         name
         for name, values in zip(names, [theta_0, *taus], strict=True)
@@ -260,5 +287,6 @@ def _check_finite(plan: MergePlan, key: str, theta_0: "Tensor", taus: "Tensor") 
             f"tensor {shown(key)} holds NaN or infinity",
             details=broken,
             hint="the model is broken; leave it out, or take this tensor from the base "
-            "with --exclude",
+            "with --exclude, or all such entries with --allow-nonfinite",
         )
+    return None

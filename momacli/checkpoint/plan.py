@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry
+from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.provenance import Recipe, decode_recipe
 from momacli.checkpoint.reader import Checkpoint, matches
 from momacli.checkpoint.writer import TensorSpec
@@ -42,6 +43,7 @@ class MergePlan:
     merged: tuple[TensorSpec, ...]  # in the base's order, in the output's type
     copied: tuple[TensorSpec, ...]  # integers and what was excluded, from the base
     left_out: tuple[str, ...]  # excluded or integer tensors of experts that the base lacks
+    tolerated: Tolerated | None = None  # what is not finite; by default that is an error
 
 
 def expert_from(checkpoint: Checkpoint, head_names: Iterable[str]) -> Expert:
@@ -85,6 +87,7 @@ def plan_merge(
     base_heads: Iterable[str] = (),
     exclude: Sequence[str] = (),
     dtype: str | None = None,
+    tolerated: Tolerated | None = None,
 ) -> MergePlan:
     """Match the experts with the base by tensor names.
 
@@ -92,6 +95,7 @@ def plan_merge(
     exclude: glob patterns of tensors to take from the base unmerged.
     dtype: type code of the merged tensors, by default the base's own; giving one also allows
         inputs whose types differ.
+    tolerated: takes note of NaN and infinity in inputs, which are otherwise errors.
 
     Raises ConflictError listing every tensor of every expert that does not fit.
     """
@@ -126,7 +130,9 @@ def plan_merge(
         raise ConflictError(
             f"{what} not fit the base {base.path}", details=details, hint=hint or _hint(details)
         )
-    return MergePlan(base, tuple(experts), tuple(merged), tuple(copied), tuple(sorted(left_out)))
+    return MergePlan(
+        base, tuple(experts), tuple(merged), tuple(copied), tuple(sorted(left_out)), tolerated
+    )
 
 
 def _conflicts(

@@ -162,7 +162,8 @@ class StreamedMerge:
                 if span.start == 0 and self.method.takes("generators"):
                     generators = self._generators(span.spec.name)
                 if suspicion is not None:
-                    suspicion.see(block.theta_0, block.taus)
+                    opens = 0 if span.start else span.spec.elements
+                    suspicion.see(block.theta_0, block.taus, opens=opens)
                 yield span, self._part(span, block, statistics.get(span.spec.name), generators)
 
     def _spans(self, spec: TensorSpec, statistic: Any) -> list[Span]:

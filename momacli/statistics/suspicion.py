@@ -1,0 +1,60 @@
+"""What looks like a mistake in the choice of the inputs, noticed while they are merged.
+
+Each question is dropped at the first block that answers it; norms come from the beginning of
+each tensor, which costs next to nothing and is enough to tell far from near.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+_SAMPLED = 1 << 11
+"""Entries of a tensor whose norms are taken."""
+
+
+class Suspicion:
+    """Sees every block of task vectors once."""
+
+    def __init__(self, T: int):
+        self._zero = set(range(T))  # task vectors without an entry other than zero so far
+        self._same = set(combinations(range(T), 2))  # pairs without a difference so far
+        self._squares = torch.zeros(T, dtype=torch.float64)  # |tau_t|^2, about
+        self._base_square = 0.0  # |theta_0|^2, about
+
+    def see(self, theta_0: Tensor, taus: Tensor, *, opens: int = 0) -> None:
+        """Take in one block: the base's values [n] and the task vectors there [T, n].
+
+        opens: of the first block of a tensor, how many entries the tensor has.
+        """
+        if self._zero:
+            self._zero = {t for t in self._zero if not taus[t].any()}
+        if self._same:
+            self._same = {(s, t) for s, t in self._same if torch.equal(taus[s], taus[t])}
+        if not opens:
+            return
+        share = opens / min(theta_0.shape[0], _SAMPLED)
+        norms = torch.linalg.vector_norm(taus[:, :_SAMPLED], dim=1).double()
+        self._squares += share * norms.square()
+        self._base_square += share * float(torch.linalg.vector_norm(theta_0[:_SAMPLED])) ** 2
+
+    def remarks(self, names: Sequence[str]) -> Iterator[str]:
+        """What was noticed, and what it probably means. The base's norm of 0 tells nothing."""
+        for t, name in enumerate(names):
+            if t in self._zero:
+                yield (
+                    f"{name} equals the base: its task vector is zero. "
+                    "Was the base given twice, or was nothing trained?"
+                )
+            elif self._squares[t] > self._base_square > 0:
+                yield (
+                    f"the task vector of {name} is larger than the base itself: "
+                    "was it fine-tuned from another base?"
+                )
+        for s, t in sorted(self._same):
+            if s not in self._zero:
+                yield (
+                    f"{names[s]} and {names[t]} are the same model, which counts twice now: "
+                    "was one copied over the other?"
+                )
