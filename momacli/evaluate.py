@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from momacli.align import choose_device
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.data.reading import Reading
 from momacli.errors import DataError, ModelError
+from momacli.models.device import choose_device
 from momacli.progress import Listener, Progress, ignore
 
 if TYPE_CHECKING:

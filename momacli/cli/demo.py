@@ -47,15 +47,22 @@ def demo(
 
 def _shown_and_run(arguments: Sequence[str], folder: Path) -> str:
     """Print a command line, run it in a process of its own, and return its stdout."""
+    import os
     import shlex
     import subprocess
 
     from momacli.cli.console import say
     from momacli.demo import interpreter
 
+    one_thread = {"OMP_NUM_THREADS": "1"}  # faster for models this small, most of all when shared
     say(f"$ (cd {shlex.quote(str(folder))} && moma {shlex.join(arguments)})")
     done = subprocess.run(
-        [*interpreter(), *arguments], cwd=folder, stdout=subprocess.PIPE, text=True, check=False
+        [*interpreter(), *arguments],
+        cwd=folder,
+        env=one_thread | os.environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise MomaError(f"moma {arguments[0]} failed with status {done.returncode}")

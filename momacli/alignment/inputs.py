@@ -1,0 +1,140 @@
+"""What an alignment starts from: a merged model and everything it was made of."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from momacli.checkpoint.head_files import with_head_file
+from momacli.checkpoint.multitask import MultiTask, TaskModel
+from momacli.checkpoint.naming import choose_output
+from momacli.checkpoint.plan import Expert, expert_from
+from momacli.checkpoint.provenance import Input, Recipe, check_unchanged, open_input
+from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.renaming import under_names_of
+from momacli.data.folders import task_sources
+from momacli.errors import ConflictError, ModelError, UsageError
+from momacli.models.device import choose_device
+from momacli.progress import Listener
+
+if TYPE_CHECKING:
+    import torch
+
+    from momacli.data.folders import Data
+
+ALIGNMENT = "alignment.safetensors"
+"""The alignment's file in an output folder; an output file has NAME.alignment.safetensors."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A merged model with everything it was made from, opened and checked."""
+
+    model: MultiTask
+    recipe: Recipe
+    base: Checkpoint
+    experts: Mapping[str, Expert]
+    data: Mapping[str, Path]
+    device: "torch.device"
+    target: Path
+    alignment: Path
+    listener: Listener
+
+    @property
+    def first(self) -> TaskModel:
+        """Any one task's model: their encoders are the same."""
+        return next(iter(self.model.tasks.values()))
+
+
+def open_inputs(
+    stack: ExitStack,
+    path: Path,
+    data: "Data",
+    *,
+    device: str,
+    output: str | Path | None,
+    base: str | Path | None,
+    config: Path | None,
+    force: bool,
+    listener: Listener,
+) -> Inputs:
+    """Open all inputs and refuse what does not fit, before any work.
+
+    They stay open as long as the stack. Raises MomaErrors naming what is missing, has changed
+    since the merge, or would be overwritten.
+    """
+    chosen = choose_device(device)
+    model = stack.enter_context(MultiTask.open(path, config=config))
+    recipe = model.recipe
+    if recipe is None or not recipe.inputs:
+        raise ConflictError(
+            f"{path} does not say what it was merged from",
+            hint="only models written by `moma merge` can be aligned",
+        )
+    if not recipe.heads:
+        raise ConflictError(
+            f"{path} was merged without recognising its heads",
+            hint="merge again with --heads GLOB, or with --config to say what model it is",
+        )
+    undescribed = [task for task, one in model.tasks.items() if one.description is None]
+    if undescribed:
+        raise ModelError(
+            f"{path} does not say what kind of model it is",
+            hint="give its config.json with --config",
+        )
+    sources = task_sources(data, list(model.tasks))
+    opened = (
+        stack.enter_context(Checkpoint.open(Path(base)))
+        if base is not None
+        else _open_recorded_base(stack, recipe, path)
+    )
+    names = next(iter(model.tasks.values())).keys
+    opened = under_names_of(opened, names)
+    experts = {}
+    for item in recipe.inputs:
+        checkpoint = under_names_of(_with_head(stack, item, path), names)
+        experts[item.name] = expert_from(checkpoint, recipe.heads)
+    for item, checkpoint in [
+        *([(recipe.base, opened)] if recipe.base else []),
+        *((item, experts[item.name].checkpoint) for item in recipe.inputs),
+    ]:
+        check_unchanged(item, checkpoint, path)
+    target = choose_output(
+        output,
+        "aligned" if path.is_dir() else "aligned.safetensors",
+        inputs=[
+            path,
+            opened.path,
+            *(one.checkpoint.path for one in experts.values()),
+            *sources.values(),
+        ],
+        force=force,
+    )
+    if path.is_dir():
+        alignment = target / ALIGNMENT
+    else:
+        beside = target.with_name(f"{target.stem}.{ALIGNMENT}")
+        alignment = choose_output(beside, beside.name, inputs=[path], force=force)
+    return Inputs(
+        model,
+        recipe,
+        opened,
+        experts,
+        data=sources,
+        device=chosen,
+        target=target,
+        alignment=alignment,
+        listener=listener,
+    )
+
+
+def _with_head(stack: ExitStack, item: Input, path: Path) -> Checkpoint:
+    checkpoint = stack.enter_context(open_input(item, path))
+    return stack.enter_context(with_head_file(checkpoint))
+
+
+def _open_recorded_base(stack: ExitStack, recipe: Recipe, path: Path) -> Checkpoint:
+    if recipe.base is None:
+        raise UsageError(f"{path} does not name its base", hint="give it with --base")
+    return stack.enter_context(open_input(recipe.base, path))

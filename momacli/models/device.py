@@ -1,0 +1,25 @@
+"""The device that encoders run on."""
+
+from typing import TYPE_CHECKING
+
+from momacli.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(device: str) -> "torch.device":
+    """The torch device for auto, cpu or cuda. Raises UsageError if it is not there."""
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(
+            "--device cuda: this machine has no usable CUDA device",
+            hint="use --device cpu, or auto to take what there is",
+        )
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {device}", hint="use auto, cpu or cuda") from error
