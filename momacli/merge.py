@@ -13,13 +13,14 @@ from momacli.checkpoint.dtypes import parse_dtype
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.multitask_writer import (
     MultiTaskWriter,
+    Sink,
     TaskPart,
     model_writer,
     multitask_writer,
 )
 from momacli.checkpoint.naming import Named, choose_output, find_base, named_inputs
 from momacli.checkpoint.nonfinite import Tolerated
-from momacli.checkpoint.plan import Expert, check_patterns, plan_merge
+from momacli.checkpoint.plan import Expert, Vocab, check_patterns, plan_merge
 from momacli.checkpoint.provenance import Recipe, input_path, record_input, relative_path
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.sharded_writer import parse_size
@@ -30,7 +31,7 @@ from momacli.models.inputs import Inputs, open_inputs
 from momacli.models.layout import is_classifier, is_vision_tower
 from momacli.progress import Listener, Notice, ignore
 from momacli.recipes.computed import on_disk
-from momacli.recipes.described import described_as
+from momacli.recipes.described import described_as, with_vocabulary
 from momacli.recipes.rules import Rule, settings_by_tensor
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def merge(
     exclude: Sequence[str] = (),
     heads: Sequence[str] = (),
     config: str | Path | None = None,
+    vocab: Vocab | None = None,
     max_shard_size: str = MAX_SHARD_SIZE,
     other_base: bool = False,
     allow_nonfinite: bool = False,
@@ -105,6 +107,9 @@ def merge(
     exclude: glob patterns of tensors to take from the base unmerged.
     heads: glob patterns of head tensors, where the architecture does not tell.
     config: a config.json for all inputs, where none is with the weights.
+    vocab: what to do where experts have more or fewer rows of embeddings than the base: "base"
+        takes as many as the base has, and what an expert lacks counts as unchanged; "min" as
+        many as all have. By default that is a conflict.
     max_shard_size: of a folder of one model, bytes of the tensors of one file, such as "5GB".
     other_base: let task vectors be added to another base than they were taken from.
     allow_nonfinite: take entries that are NaN or infinity in an input from the base, and name
@@ -133,6 +138,7 @@ def merge(
             heads=heads,
             config=Path(config) if config else None,
             tolerated=Tolerated() if allow_nonfinite else None,
+            vocab=vocab,
             listener=listener,
         )
         return write(
@@ -175,6 +181,7 @@ def prepare(
     heads: Sequence[str] | None = (),
     config: Path | None = None,
     tolerated: Tolerated | None = None,
+    vocab: str | None = None,
     listener: Listener = ignore,
 ) -> Merging:
     """Open the inputs and find all conflicts, as `merge` explains them; writes nothing.
@@ -202,6 +209,7 @@ def prepare(
         exclude=exclude,
         dtype=parse_dtype(dtype) if dtype else None,
         tolerated=tolerated,
+        vocab=_known_vocab(vocab),
     )
     merged = [spec.name for spec in plan.merged]
     settings = settings_by_tensor(rules, merged, checked, table, names)
@@ -214,6 +222,7 @@ def prepare(
         "dtype": dtype,
         "rules": [rule.encode() for rule in rules],
         "allow_nonfinite": tolerated is not None,
+        "vocab": vocab,
     }
     return Merging(work, opened, selection, config, as_one_model=heads is None)
 
@@ -259,6 +268,16 @@ def _peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _known_vocab(vocab: str | None) -> Vocab | None:
+    if vocab == "base":
+        return "base"
+    if vocab == "min":
+        return "min"
+    if vocab is None:
+        return None
+    raise UsageError(f"--vocab: expected base or min, found {vocab}")
 
 
 def _check_engine_options(method: Method, weighted: bool, scope: str | None) -> None:
@@ -371,6 +390,21 @@ def _parts(inputs: Inputs) -> list[TaskPart]:
     return parts
 
 
+def compute(merging: Merging, sink: Sink, listener: Listener) -> int:
+    """Hand all tensors of the output to `sink`; returns how many merged values changed."""
+    plan = merging.work.plan
+    changed = 0
+    for part in merging.work.parts(listener):
+        sink.append(part.name, part.values)
+        changed += part.changed
+    for spec in plan.copied:
+        sink.append(spec.name, plan.base.read(spec.name))
+    for expert in merging.inputs.tasks:
+        for own, key in expert.heads.items():
+            sink.append_head(expert.name, own, read_head(expert, key, plan.tolerated))
+    return changed
+
+
 @dataclass(frozen=True)
 class _Job:
     """A merge, and where it goes."""
@@ -408,16 +442,8 @@ class _Job:
     def run(self, *, as_folder: bool, listener: Listener) -> float:
         """Write the output; returns the share of merged parameters that changed."""
         plan = self.merging.work.plan
-        changed = 0
         with self._writer(as_folder) as writer:
-            for part in self.merging.work.parts(listener):
-                writer.append(part.name, part.values)
-                changed += part.changed
-            for spec in plan.copied:
-                writer.append(spec.name, plan.base.read(spec.name))
-            for expert in self.merging.inputs.tasks:
-                for own, key in expert.heads.items():
-                    writer.append_head(expert.name, own, read_head(expert, key, plan.tolerated))
+            changed = compute(self.merging, writer, listener)
             writer.finish(self._recipe(digests=True))
         for remark in plan.tolerated.remarks() if plan.tolerated else ():
             listener(Notice(remark))
@@ -429,6 +455,7 @@ class _Job:
         if self.one_model:
             found = inputs.base_description or next(iter(inputs.descriptions.values()), None)
             description = described_as(found, self.merging.selection["dtype"])
+            description = with_vocabulary(description, plan)
             return model_writer(self.target, specs, description, recipe, largest=self.largest)
         return multitask_writer(self.target, specs, self.parts, recipe, as_folder=as_folder)
 

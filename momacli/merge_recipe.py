@@ -161,14 +161,14 @@ def recorded_merge(recorded: Recipe, place: Path) -> tuple[MergeRecipe, list[Inp
             recipe = MergeRecipe((_recorded_step(recorded, place),))
             check_steps(recipe.steps)
         heads = tuple(map(str, recorded.parameters.get("heads", ())))
-        config = recorded.parameters.get("config")
+        config, vocab = (recorded.parameters.get(key) for key in ("config", "vocab"))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
             f"{shown_path(place)}: its record of how it was made cannot be understood",
             hint="it was written by another version of moma, or changed by hand",
         ) from error
     where = None if config is None else place.resolve().parent / str(config)
-    return replace(recipe, heads=heads, config=where), files
+    return replace(recipe, heads=heads, config=where, vocab=vocab), files
 
 
 def _decoded_input(content: Mapping[str, Any]) -> Input:
@@ -193,13 +193,29 @@ def _recorded_step(recorded: Recipe, place: Path) -> Step:
         exclude=tuple(map(str, given.pop("exclude", ()))),
         rules=tuple(Rule.decode(item) for item in given.pop("rules", ())),
     )
-    for key in ("heads", "config", "allow_nonfinite"):
+    for key in ("heads", "config", "allow_nonfinite", "vocab"):
         given.pop(key, None)
     return replace(step, options=given)
 
 
 def _recorded_model(item: Input, place: Path) -> Model:
     return Model(item.name, File(input_path(item, place)))
+
+
+def prepared_again(
+    stack: ExitStack, recorded: Recipe, place: Path, listener: Listener = ignore
+) -> Merging:
+    """Prepare the merge that wrote `place`, its inputs hashed from the first byte to the last.
+
+    Raises CheckpointError if an input is gone, ConflictError if one is not what it was.
+    """
+    recipe, files = recorded_merge(recorded, place)
+    for item in files:
+        with open_input(item, place) as opened:
+            opened.hash_anew()
+            check_unchanged(item, opened, place)
+    allowed = recorded.parameters.get("allow_nonfinite") is True
+    return _Chain(stack, recipe, Tolerated() if allowed else None, listener).last()
 
 
 class _Chain:
@@ -247,6 +263,7 @@ class _Chain:
             heads=None if self._recipe.as_one_model else self._recipe.heads,
             config=self._recipe.config,
             tolerated=self._tolerated,
+            vocab=self._recipe.vocab,
         )
 
     def _result(self, step: Step) -> MergedCheckpoint:

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from momacli.cli.merge import summary_lines
-from momacli.errors import UsageError
+from momacli.errors import ConflictError, UsageError
 from momacli.merge import merge
 from momacli.merge_recipe import merge_like
 
@@ -99,3 +99,70 @@ def test_a_dry_run_says_what_is_read_written_and_needed_and_a_run_what_it_took(m
     assert any("of memory" in line for line in summary_lines(planned))
     assert any("peak memory" in line for line in summary_lines(done))
     assert done.memory > 10_000_000
+
+
+EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def words(count: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model with another number of words."""
+    return {key.replace(".", "__"): (count, 4) for key in EMBEDDINGS}
+
+
+def test_other_numbers_of_words_are_a_conflict_that_says_how_to_go_on(models, tmp_path):
+    more = llm(tmp_path / "more", 7, **words(12))
+
+    with pytest.raises(ConflictError) as caught:
+        merge([*models, more], output=tmp_path / "out")
+
+    details = "more: lm_head.weight   expected BF16[10, 4], found BF16[12, 4]"
+    assert details in list(caught.value.details)
+    assert "--vocab base" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="expected base or min"):
+        merge([*models, more], output=tmp_path / "out", vocab="max")
+
+
+def test_vocab_base_ignores_further_words_and_leaves_missing_ones_as_they_were(tmp_path):
+    base = llm(tmp_path / "base", 0)
+    experts = [llm(tmp_path / "more", 1, **words(12)), llm(tmp_path / "fewer", 2, **words(8))]
+
+    merge([base, *experts], options={"lam": 0.5}, vocab="base", output=tmp_path / "out")
+
+    theta_0, more, fewer = (
+        load_file(model / "model.safetensors")["lm_head.weight"].float()
+        for model in (base, *experts)
+    )
+    padded = torch.cat([fewer, theta_0[8:]])
+    expected = theta_0 + 0.5 * ((more[:10] - theta_0) + (padded - theta_0))
+    merged = load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(merged, expected.bfloat16())
+
+
+def test_vocab_min_keeps_the_words_that_all_have_and_says_so_in_the_config(models, tmp_path):
+    fewer = llm(tmp_path / "fewer", 2, **words(8))
+    output = tmp_path / "out"
+
+    merge([*models, fewer], method="average", vocab="min", output=output)
+    first = (output / "model.safetensors").read_bytes()
+    merge_like(output)
+
+    assert load_file(output / "model.safetensors")["lm_head.weight"].shape == (8, 4)
+    assert json.loads((output / "config.json").read_text())["vocab_size"] == 8
+    assert (output / "model.safetensors").read_bytes() == first
+
+
+def test_a_single_expert_with_fewer_words_comes_back_with_the_words_of_the_base(tmp_path):
+    base, one = llm(tmp_path / "base", 0), llm(tmp_path / "one", 1, **words(8))
+
+    merge([base, one], method="average", vocab="base", output=tmp_path / "out")
+
+    theta_0, theta_1 = (load_file(m / "model.safetensors")["lm_head.weight"] for m in (base, one))
+    merged = load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(merged, torch.cat([theta_1, theta_0[8:]]))
+
+
+def test_other_columns_are_a_conflict_whatever_the_vocabulary(models, tmp_path):
+    other = llm(tmp_path / "other", 3, lm_head__weight=(12, 5))
+
+    with pytest.raises(ConflictError, match="not fit the base"):
+        merge([*models, other], vocab="base", output=tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Literal
 
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry
@@ -10,6 +11,8 @@ from momacli.checkpoint.provenance import Recipe, decode_recipe
 from momacli.checkpoint.reader import Checkpoint, matches
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import CheckpointError, ConflictError, UsageError
+
+Vocab = Literal["base", "min"]
 
 TASK_HEADS = "heads."
 """Prefix of head tensors in a file of several tasks: heads.<task>.<name>."""
@@ -88,6 +91,7 @@ def plan_merge(
     exclude: Sequence[str] = (),
     dtype: str | None = None,
     tolerated: Tolerated | None = None,
+    vocab: Vocab | None = None,
 ) -> MergePlan:
     """Match the experts with the base by tensor names.
 
@@ -96,12 +100,16 @@ def plan_merge(
     dtype: type code of the merged tensors, by default the base's own; giving one also allows
         inputs whose types differ.
     tolerated: takes note of NaN and infinity in inputs, which are otherwise errors.
+    vocab: what to do where experts have more or fewer rows of the vocabulary: "base" takes
+        the base's number, where rows that an expert lacks count as unchanged; "min" the
+        smallest number that any has. None refuses them.
 
     Raises ConflictError listing every tensor of every expert that does not fit.
     """
     own_heads = set(base_heads)
     encoder = {key: entry for key, entry in base.entries.items() if key not in own_heads}
-    merged, copied = [], []
+    merged: list[TensorSpec] = []
+    copied: list[TensorSpec] = []
     for key, entry in encoder.items():
         if entry.dtype in MERGEABLE_DTYPES and not matches(key, exclude):
             merged.append(TensorSpec(key, dtype or entry.dtype, entry.shape))
@@ -110,10 +118,20 @@ def plan_merge(
     left_out: set[str] = set()
     details: list[str] = []
     hint = None
+    vocabulary = _vocabulary(merged, encoder, experts)
+    if vocabulary and vocab == "min":
+        merged = [_cut(spec, vocabulary) for spec in merged]
     for expert in experts:
         heads = set(expert.heads.values())
         found = {key: e for key, e in expert.checkpoint.entries.items() if key not in heads}
-        details += _conflicts(expert, merged, encoder, found, any_dtype=dtype is not None)
+        details += _conflicts(
+            expert,
+            merged,
+            encoder,
+            found,
+            any_dtype=dtype is not None,
+            other_rows=vocab is not None and vocabulary is not None,
+        )
         unknown = {key: entry for key, entry in found.items() if key not in encoder}
         for key, entry in unknown.items():
             if matches(key, exclude) or entry.dtype not in MERGEABLE_DTYPES:
@@ -128,7 +146,9 @@ def plan_merge(
             else (f"{len(details)} tensors of the experts do")
         )
         raise ConflictError(
-            f"{what} not fit the base {base.path}", details=details, hint=hint or _hint(details)
+            f"{what} not fit the base {base.path}",
+            details=details,
+            hint=hint or _hint(details, vocabulary),
         )
     return MergePlan(
         base, tuple(experts), tuple(merged), tuple(copied), tuple(sorted(left_out)), tolerated
@@ -142,6 +162,7 @@ def _conflicts(
     found: dict[str, TensorEntry],
     *,
     any_dtype: bool,
+    other_rows: bool,
 ) -> list[str]:
     """One line for each tensor to be merged that the expert has not, or has otherwise."""
     lines = []
@@ -150,13 +171,62 @@ def _conflicts(
         what = f"{expert.name}: {shown(spec.name)}"
         if entry is None:
             lines.append(f"{what}   missing, expected {expected}")
-        elif entry.shape != expected.shape:
+        elif entry.shape != expected.shape and not (other_rows and _rows_differ(entry, expected)):
             lines.append(f"{what}   expected {expected}, found {entry}")
         elif entry.dtype != expected.dtype and not (
             entry.dtype in MERGEABLE_DTYPES and (any_dtype or expert.is_task_vector)
         ):
             lines.append(f"{what}   expected dtype {expected.dtype}, found {entry.dtype}")
     return lines
+
+
+def _rows_differ(entry: TensorEntry, expected: TensorEntry) -> bool:
+    """Whether two shapes are of one kind of rows, and of different numbers of them."""
+    one, other = entry.shape, expected.shape
+    return bool(one and other) and one != other and one[1:] == other[1:]
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """Tensors of which models have different numbers of rows."""
+
+    names: frozenset[str]
+    rows: int  # in the base
+    fewest: int  # in any of the models
+
+
+def _vocabulary(
+    merged: Sequence[TensorSpec], encoder: Mapping[str, TensorEntry], experts: Sequence[Expert]
+) -> _Vocabulary | None:
+    """The tensors that differ in rows, if they can be a vocabulary's and nothing else differs.
+
+    They can if all of them have the same number of rows within each model, and one of them is
+    a matrix.
+    """
+    names, rows, fewest = set(), set(), set()
+    for expert in experts:
+        own = set()
+        for spec in merged:
+            entry, expected = expert.checkpoint.entries.get(spec.name), encoder[spec.name]
+            if entry is not None and entry.shape != expected.shape:
+                if not _rows_differ(entry, expected):
+                    return None
+                names.add(spec.name)
+                rows.add(expected.shape[0])
+                own.add(entry.shape[0])
+        if len(own) > 1:
+            return None
+        fewest |= own
+    if len(rows) != 1 or not any(len(encoder[name].shape) == 2 for name in names):
+        return None
+    return _Vocabulary(frozenset(names), min(rows), min(rows | fewest))
+
+
+def _cut(spec: TensorSpec, vocabulary: _Vocabulary) -> TensorSpec:
+    """A tensor of the vocabulary with as many rows as all models have."""
+    if spec.name not in vocabulary.names:
+        return spec
+    return TensorSpec(spec.name, spec.dtype, (vocabulary.fewest, *spec.shape[1:]))
 
 
 def _prefix_hint(missing: Set[str], unknown: Set[str]) -> str | None:
@@ -171,7 +241,12 @@ def _prefix_hint(missing: Set[str], unknown: Set[str]) -> str | None:
     return None
 
 
-def _hint(details: Sequence[str]) -> str:
+def _hint(details: Sequence[str], vocabulary: _Vocabulary | None) -> str:
+    if vocabulary is not None and all("expected dtype" not in line for line in details):
+        return (
+            "the experts have more or fewer words than the base: --vocab base takes the base's "
+            f"{vocabulary.rows} rows, --vocab min the {vocabulary.fewest} that all have"
+        )
     if all("expected dtype" in line for line in details):
         return "to merge different types deliberately, say the type of the result with --dtype"
     return (

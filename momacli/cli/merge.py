@@ -117,6 +117,14 @@ def merge(
             "per task. Default merged.safetensors, or merged/ where the experts are folders.",
         ),
     ] = None,
+    vocab: Annotated[
+        str | None,
+        typer.Option(
+            metavar="base|min",
+            help="Where experts have more or fewer rows of embeddings than the base: take the "
+            "base's number of rows, or the smallest.",
+        ),
+    ] = None,
     max_shard_size: Annotated[
         str,
         typer.Option(
@@ -186,6 +194,7 @@ def merge(
             exclude=exclude or [],
             heads=heads or [],
             config=config,
+            vocab=vocab,  # type: ignore[arg-type]  # the verb refuses all but its two words
             max_shard_size=max_shard_size,
             other_base=other_base,
             allow_nonfinite=allow_nonfinite,

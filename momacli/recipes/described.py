@@ -6,6 +6,7 @@ from typing import Any
 
 from momacli.checkpoint.description import Description
 from momacli.checkpoint.dtypes import parse_dtype, torch_dtype
+from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.reader import Checkpoint
 from momacli.recipes.computed import layer_list
 from momacli.recipes.layers import layer_lists
@@ -42,3 +43,19 @@ def described_as(description: Description | None, dtype: str | None) -> Descript
     name = str(torch_dtype(parse_dtype(dtype), "the result")).removeprefix("torch.")
     changed = {key: name for key in ("dtype", "torch_dtype") if key in description.config}
     return replace(description, config={**description.config, **changed})
+
+
+def with_vocabulary(description: Description | None, plan: MergePlan) -> Description | None:
+    """The same description with the rows of embeddings that were left, where some were not."""
+    if description is None or "vocab_size" not in description.config:
+        return description
+    entries = plan.base.entries
+    cut = {
+        entries[spec.name].shape[0]: spec.shape[0]
+        for spec in plan.merged
+        if spec.shape != entries[spec.name].shape
+    }
+    rows = cut.get(description.config["vocab_size"])
+    if rows is None:
+        return description
+    return replace(description, config={**description.config, "vocab_size": rows})

@@ -88,6 +88,7 @@ class MergeRecipe:
     output: Path | None = None
     heads: tuple[str, ...] = ()
     config: Path | None = None
+    vocab: str | None = None
     as_one_model: bool = False
     notes: tuple[str, ...] = ()
 
