@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from momacli.checkpoint.dtypes import torch_dtype
 from momacli.checkpoint.multitask import MultiTask, TaskModel
-from momacli.checkpoint.multitask_writer import MultiTaskWriter, TaskPart, multitask_writer
+from momacli.checkpoint.multitask_writer import Sink, TaskPart, multitask_writer
 from momacli.checkpoint.naming import choose_output
 from momacli.checkpoint.provenance import Input, Recipe, check_unchanged, open_input, relative_path
 from momacli.checkpoint.reader import Checkpoint, iterate_blocks
@@ -84,6 +84,59 @@ def write_absorbed(
 
     extras: files to write into the output folder with it, by name.
     """
+    encoder, parts = _split(model, alignment)
+    recipe = _relocated(alignment.recipe, alignment.place, target)
+    as_folder = model.path.is_dir()
+    with multitask_writer(
+        target, encoder, parts, recipe, as_folder=as_folder, extras=extras
+    ) as writer:
+        compute(model, alignment, base, writer, listener)
+    counts = {task: _count(_specs(one)) for task, one in model.tasks.items()}
+    with MultiTask.open(target) as written:
+        after = {task: _count(_specs(one)) for task, one in written.tasks.items()}
+    masked = sum(spec.name in alignment.masked for spec in encoder)
+    return AbsorbReport(target, tuple(model.tasks), masked, counts, after, 0.0)
+
+
+def compute(
+    model: MultiTask, alignment: "Alignment", base: Checkpoint, sink: Sink, listener: Listener
+) -> None:
+    """Hand all tensors of the absorbed model to `sink`."""
+    encoder, parts = _split(model, alignment)
+    first = next(iter(model.tasks.values()))
+    total = sum(spec.elements for spec in encoder)
+    done = 0
+    for spec in encoder:
+        _write_encoder(sink, spec, first, alignment, base)
+        done += spec.elements
+        listener(Progress("absorbing", done, total, "parameters"))
+    for part in parts:
+        _write_head(sink, part, model.tasks[part.task], alignment)
+
+
+def open_inputs(
+    stack: ExitStack, merged: Path, alignment: Path, base: str | Path | None = None
+) -> "tuple[MultiTask, Alignment, Checkpoint]":
+    """Open a merged model, its alignment and its base, and see that they belong together.
+
+    All is hashed from the first byte to the last.
+    """
+    from momacli.alignment.alignment import open_alignment
+
+    model = stack.enter_context(MultiTask.open(merged))
+    for checkpoint in model.checkpoints:
+        checkpoint.hash_anew()
+    found = stack.enter_context(open_alignment(alignment))
+    _check_fit(model, found, alignment)
+    opened = _open_base(stack, found, alignment, base)
+    opened.hash_anew()
+    if found.recipe.base is not None:
+        check_unchanged(found.recipe.base, opened, alignment)
+    return model, found, under_names_of(opened, next(iter(model.tasks.values())).keys)
+
+
+def _split(model: MultiTask, alignment: "Alignment") -> tuple[list[TensorSpec], list[TaskPart]]:
+    """The encoder's tensors, and what is each task's own."""
     heads = set(alignment.recipe.heads)
     first = next(iter(model.tasks.values()))
     encoder = [spec for spec in _specs(first) if spec.name not in heads]
@@ -91,24 +144,7 @@ def write_absorbed(
         TaskPart(task, [spec for spec in _specs(one) if spec.name in heads], one.description)
         for task, one in model.tasks.items()
     ]
-    recipe = _relocated(alignment.recipe, alignment.place, target)
-    total = sum(spec.elements for spec in encoder)
-    done = 0
-    as_folder = model.path.is_dir()
-    with multitask_writer(
-        target, encoder, parts, recipe, as_folder=as_folder, extras=extras
-    ) as writer:
-        for spec in encoder:
-            _write_encoder(writer, spec, first, alignment, base)
-            done += spec.elements
-            listener(Progress("absorbing", done, total, "parameters"))
-        for part in parts:
-            _write_head(writer, part, model.tasks[part.task], alignment)
-    counts = {task: _count(_specs(one)) for task, one in model.tasks.items()}
-    with MultiTask.open(target) as written:
-        after = {task: _count(_specs(one)) for task, one in written.tasks.items()}
-    masked = sum(spec.name in alignment.masked for spec in encoder)
-    return AbsorbReport(target, tuple(model.tasks), masked, counts, after, 0.0)
+    return encoder, parts
 
 
 def record_merged(model: MultiTask, output: Path) -> Input:
@@ -161,7 +197,7 @@ def _count(specs: Sequence[TensorSpec]) -> int:
 
 
 def _write_encoder(
-    writer: MultiTaskWriter,
+    sink: Sink,
     spec: TensorSpec,
     model: TaskModel,
     alignment: "Alignment",
@@ -176,19 +212,17 @@ def _write_encoder(
             theta_0 = base.read_range(spec.name, start, stop).float()
             mask = alignment.read_mask(spec.name, start, stop)
             theta = masked(theta_0, theta.float() - theta_0, mask, alignment.headroom)
-        writer.append(spec.name, theta.to(torch_dtype(spec.dtype, spec.name)))
+        sink.append(spec.name, theta.to(torch_dtype(spec.dtype, spec.name)))
 
 
-def _write_head(
-    writer: MultiTaskWriter, part: TaskPart, model: TaskModel, alignment: "Alignment"
-) -> None:
+def _write_head(sink: Sink, part: TaskPart, model: TaskModel, alignment: "Alignment") -> None:
     from momacli.alignment.alignment import folded_head
 
     for spec in part.heads:
         values = model.checkpoint.read(model.keys[spec.name])
         if spec.name == f"{alignment.layer}.weight":
             values = folded_head(values, alignment.transforms[part.task])
-        writer.append_head(part.task, spec.name, values)
+        sink.append_head(part.task, spec.name, values)
 
 
 def _relocate(item: Input, old: Path, new: Path) -> Input:

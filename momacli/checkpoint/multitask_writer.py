@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from momacli.checkpoint.description import CONFIG, Description
 from momacli.checkpoint.head_files import HEAD, class_metadata, head_file, is_separate
@@ -35,6 +35,18 @@ class TaskPart:
     def names(self) -> list[str]:
         """The names of the head's tensors."""
         return [spec.name for spec in self.heads]
+
+
+class Sink(Protocol):
+    """What takes the tensors of a model of several tasks, each in consecutive parts."""
+
+    def append(self, name: str, values: "Tensor") -> None:
+        """Take values of an encoder tensor."""
+        ...
+
+    def append_head(self, task: str, name: str, values: "Tensor") -> None:
+        """Take values of a head tensor of one task, by the tensor's own name."""
+        ...
 
 
 class MultiTaskWriter:

@@ -86,6 +86,11 @@ class TensorFile:
                 remember_digest(self._source.state, self._digest)
         return self._digest
 
+    def hash_anew(self) -> None:
+        """Take the SHA-256 of every byte that is there, whatever was remembered of the file."""
+        self._hash_up_to(self.header.file_size)
+        self._digest = self._hash.hexdigest()
+
     def _next_to_hash(self, buffer: memoryview, offset: int) -> memoryview:
         """What of the bytes read from `offset` on continues the hash: often all, or nothing."""
         position = self._hash.length
@@ -232,6 +237,16 @@ class Checkpoint:
     def sha256(self) -> dict[str, str]:
         """SHA-256 of each file by its name within the folder (or its own name)."""
         return {file.path.name: file.sha256() for file in self.files}
+
+    def hash_anew(self) -> None:
+        """Let `sha256` be of every byte that is there, whatever was remembered of the files."""
+        for file in self.files:
+            file.hash_anew()
+
+    def place_of(self, key: str) -> tuple[int, int, int]:
+        """Device, inode and offset: the same for two names of one tensor on disk."""
+        file, entry = self._where[key]
+        return (*file.identity, entry.start)
 
     def close(self) -> None:
         """Close all files."""
