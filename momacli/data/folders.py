@@ -64,28 +64,37 @@ def _holds_samples(path: Path) -> bool:
 
 def image_files(folder: Path) -> list[Path]:
     """All image files below a folder, sorted by path. Raises DataError if there are none."""
-    files = sorted(_image_files(folder))
+    places = sorted(_image_files(folder), key=_by_parts)
+    files = [Path(place) for place in places]
     if not files:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{folder} holds no image", hint=f"images are files with {suffixes}")
     return files
 
 
-def _image_files(folder: Path) -> Iterable[Path]:
+def _by_parts(place: str) -> str:
+    """The order of paths, by which all of a folder comes before its namesakes with an ending."""
+    return place.replace(os.sep, "\0")
+
+
+def _is_image(name: str) -> bool:
+    stem, dot, suffix = name.lower().rpartition(".")
+    return bool(stem) and dot + suffix in IMAGE_SUFFIXES
+
+
+def _image_files(folder: Path) -> Iterable[str]:
     """Image files, following links to folders but never into a folder that is being walked."""
-    pending = [(folder, frozenset({os.path.realpath(folder)}))]
+    pending = [(os.fspath(folder), frozenset({os.path.realpath(folder)}))]
     while pending:
         current, above = pending.pop()
         with os.scandir(current) as found:
-            entries = list(found)
-        for entry in entries:
-            path = Path(entry.path)
-            if entry.is_dir():
-                place = os.path.realpath(entry.path)
-                if place not in above and not entry.name.startswith("."):
-                    pending.append((path, above | {place}))
-            elif path.suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
-                yield path
+            for entry in found:
+                if entry.is_dir():
+                    place = os.path.realpath(entry.path)
+                    if place not in above and not entry.name.startswith("."):
+                        pending.append((entry.path, above | {place}))
+                elif _is_image(entry.name) and entry.is_file():
+                    yield entry.path
 
 
 def labels_of(folder: Path, files: Sequence[Path], classes: Sequence[str]) -> list[int]:

@@ -5,6 +5,7 @@ What fits is kept in memory; the rest in one unnamed temporary file that is mapp
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from momacli.errors import DataError
@@ -96,13 +97,18 @@ def _decoded(
     files: Sequence[Path],
 ) -> Iterator[list[tuple[Path, Image.Image | str]]]:
     remaining = iter(files)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")  # a decoder's remarks on a file it reads in spite of all
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         while chunk := list(islice(remaining, _CHUNK)):
             yield list(zip(chunk, pool.map(_decode, chunk), strict=True))
 
 
 def _decode(path: Path) -> Image.Image | str:
-    """The image upright in RGB, or why it cannot be read."""
+    """The image upright in RGB, or why it cannot be read.
+
+    Of more pixels than Pillow takes for sane, none is decoded: the file may be tiny all the same.
+    """
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
@@ -111,8 +117,14 @@ def _decode(path: Path) -> Image.Image | str:
                 scale = 257.0 if isinstance(high, (int, float)) and high > 255 else 1.0
                 upright = upright.convert("F").point(lambda value: value / scale).convert("L")
             return upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return str(error) or type(error).__name__
+    except UnidentifiedImageError:
+        return "not an image of a kind that can be read"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return f"more than {Image.MAX_IMAGE_PIXELS} pixels, which may be meant to fill the memory"
+    except OSError as error:
+        return error.strerror or str(error)
+    except Exception as error:  # of damaged files, decoders raise whatever they run into
+        return f"damaged: {error}"
 
 
 def _allocate(count: int, example: Tensor) -> Tensor:

@@ -20,6 +20,9 @@ from momacli.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 
+_LONGEST = 1 << 26
+"""Characters of a line, or of a field of a table."""
+
 _Record = dict[str, Any]
 
 
@@ -117,23 +120,38 @@ def _opened(file: Path, newline: str | None = None) -> Iterator[IO[str]]:
         yield stream
 
 
+def _bounded(file: Path, stream: IO[str]) -> Iterator[str]:
+    """The lines of a file, none of which can fill the memory. Raises DataError."""
+    number = 0
+    while line := stream.readline(_LONGEST + 1):
+        number += 1
+        if len(line) > _LONGEST:
+            raise DataError(
+                f"{file}, line {number} is longer than {_LONGEST} characters",
+                hint="texts are files with one sample a line",
+            )
+        yield line
+
+
 def _lines(file: Path) -> Iterator[_Record]:
     """Every line that is not blank; only a newline ends a line."""
     with _opened(file) as stream:
-        for line in stream:
+        for line in _bounded(file, stream):
             if line.strip():
                 yield {"text": line.rstrip("\n")}
 
 
 def _json_lines(file: Path) -> Iterator[_Record]:
     with _opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(_bounded(file, stream), start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
             except ValueError as error:
                 raise DataError(f"{file}, line {number}: {error}") from error
+            except RecursionError as error:
+                raise DataError(f"{file}, line {number} is nested too deeply") from error
             if not isinstance(record, dict):
                 raise DataError(f"{file}, line {number} is not a JSON object")
             yield record
@@ -143,9 +161,9 @@ def _delimited(file: Path, delimiter: str, columns: Columns) -> Iterator[_Record
     """Rows by the header's names, or by number if columns are asked for by number."""
     wanted = [*(columns.text or "").split(","), columns.label or ""]
     numbered = any(name.strip().isdigit() for name in wanted)
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(_LONGEST)
     with _opened(file, newline="") as stream:
-        rows = csv.reader(stream, delimiter=delimiter)
+        rows = csv.reader(_bounded(file, stream), delimiter=delimiter)
         header: list[str] | None = None
         for row in rows:
             if not row:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from momacli.data.folders import image_files, labels_of, task_sources
@@ -55,6 +57,21 @@ def test_a_loop_of_links_ends(tmp_path):
 
     assert image_files(tmp_path / "a")[0] == wanted
     assert len(image_files(tmp_path)) == 1
+
+
+def test_images_are_in_the_order_of_their_folders(tmp_path):
+    names = ("a/1.png", "a b/1.png", "a.b/1.png", "a/b/1.png", "a.png")
+    wanted = [touch(tmp_path / name) for name in names]
+
+    assert image_files(tmp_path) == sorted(wanted)
+
+
+def test_what_is_no_regular_file_is_no_image(tmp_path):
+    wanted = touch(tmp_path / "1.png")
+    os.mkfifo(tmp_path / "2.png")
+    (tmp_path / "3.png").mkdir()
+
+    assert image_files(tmp_path) == [wanted]
 
 
 def test_a_folder_without_images_is_an_error_that_says_what_counts_as_one(tmp_path):

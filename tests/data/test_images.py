@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +86,69 @@ def test_strict_stops_at_the_first_unreadable_image(tmp_path):
 
     with pytest.raises(DataError, match=r"c\.png"):
         load_images([text], prepare, strict=True)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A sound PNG of this size, all of one color: a few kB whatever the size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    row = zlib.compress(bytes(1 + (width + 7) // 8))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])  # where Pillow only warns, where it refuses
+def test_an_image_that_would_fill_the_memory_is_left_out(tmp_path, side, recwarn):
+    good = save(tmp_path / "a.png", grey(1))
+    bombs = [tmp_path / f"bomb{number}.png" for number in range(8)]
+    for bomb in bombs:
+        bomb.write_bytes(png_of(side, side))
+    told = []
+
+    samples = load_images([good, *bombs], prepare, listener=told.append)
+
+    notices = [event.text for event in told if isinstance(event, Notice)]
+    assert samples.files == (good,)
+    assert notices[0].startswith(f"left out 8 of 9 images: {bombs[0]}: more than ")
+    assert len(recwarn) == 0
+
+
+@pytest.mark.parametrize("format_", ["png", "jpeg", "webp", "bmp", "tiff"])
+def test_images_damaged_anywhere_are_left_out_or_read_but_never_a_failure(tmp_path, format_):
+    good = save(tmp_path / "a.png", grey(1))
+    array = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    content = save(tmp_path / f"b.{format_}", array).read_bytes()
+    draw = np.random.default_rng(1)
+    files = [good]
+    for number in range(80):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[draw.integers(len(damaged))] = draw.integers(256)
+        cut = len(damaged) if number % 2 else draw.integers(len(damaged))
+        files.append(tmp_path / f"{number}.{format_}")
+        files[-1].write_bytes(damaged[:cut])
+
+    def prepare_any(pictures):
+        return torch.zeros(len(pictures), 1)
+
+    samples = load_images(files, prepare_any)
+
+    assert samples.files[0] == good
+
+
+def test_a_suffix_that_is_wrong_does_not_matter_and_a_file_that_is_none_is_named(tmp_path):
+    png = save(tmp_path / "a.jpg", grey(7), format="PNG")
+    gone = tmp_path / "gone.png"
+    gone.symlink_to(tmp_path / "nowhere.png")
+    told = []
+
+    samples = load_images([png, gone], prepare, listener=told.append)
+
+    assert samples.values[0, 0, 0, 0] == 7
+    assert told[-1].text == f"left out 1 of 2 images: {gone}: No such file or directory"
 
 
 def test_only_unreadable_images_are_an_error(tmp_path):

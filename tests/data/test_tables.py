@@ -93,12 +93,27 @@ def test_of_several_columns_the_text_has_to_be_named(tmp_path):
         ("t.txt", b"\n\n", "nothing"),
         ("t.txt.gz", b"not compressed", "cannot be read"),
         ("t.doc", b"", "no text"),
+        ("t.txt", b"good\n\xe9\n", "UTF-8"),
+        ("t.csv", b"text\n\xe9\n", "UTF-8"),
+        ("t.jsonl", b"[" * 100_000, "line 1 is nested too deeply"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_place(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
 
     with pytest.raises(DataError, match=told):
+        read_table(tmp_path / name, Columns())
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl", "t.csv", "t.txt.gz"])
+def test_a_line_that_would_fill_the_memory_is_refused(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("momacli.data.tables._LONGEST", 1000)
+    opener = gzip.open if name.endswith("gz") else open
+    with opener(tmp_path / name, "wt") as file:
+        file.write("text\n" if "csv" in name else '{"text": "a"}\n')
+        file.write("x" * 2000)
+
+    with pytest.raises(DataError, match="line 2 is longer than 1000 characters"):
         read_table(tmp_path / name, Columns())
 
 
