@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from momacli.cli.options import AsJson, Force, MovedBase
+
 if TYPE_CHECKING:
     from momacli.absorb import AbsorbReport
 
@@ -27,16 +29,9 @@ def absorb(
             help="Default aligned.safetensors, or aligned/ with one loadable folder per task.",
         ),
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="CKPT", help="The base, if it is not where the merge found it."),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an output that moma did not write.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON instead of the output's path.")
-    ] = False,
+    base: MovedBase = None,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fold mask and transforms into the weights, without adding a parameter.
 

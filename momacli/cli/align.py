@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from momacli.cli.options import AsJson, Device, Force, ModelConfig, MovedBase
 from momacli.cli.reading import MaxLength, MaxSamples, Sample, Strict, TextColumn, reading_from
 from momacli.errors import UsageError
 
@@ -30,9 +31,7 @@ def align(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="auto takes a GPU where there is one.")
-    ] = "auto",
+    device: Device = "auto",
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -81,14 +80,8 @@ def align(
         float | None, typer.Option(help="Weight of the soft penalty on A^T A - I; default 1.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice and order of the samples.")] = 0,
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="CKPT", help="The base, if it is not where the merge found it."),
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="A config.json for a model that has none."),
-    ] = None,
+    base: MovedBase = None,
+    config: ModelConfig = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -115,15 +108,11 @@ def align(
             "from it after a stop. 0: only on Ctrl-C."
         ),
     ] = 100,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an output that moma did not write.")
-    ] = False,
+    force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all inputs and say what would be done.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON instead of the output's path.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Realign a merged model to its experts' heads from unlabeled data, at its original size.
 

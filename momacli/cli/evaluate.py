@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from momacli.cli.options import Device, ModelConfig
 from momacli.cli.reading import (
     LabelColumn,
     MaxLength,
@@ -43,13 +44,8 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="MODEL", help="Another model to show beside; repeatable."),
     ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="A config.json for models that have none."),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="auto takes a GPU where there is one.")
-    ] = "auto",
+    config: ModelConfig = None,
+    device: Device = "auto",
     max_samples: MaxSamples = None,
     sample: Sample = None,
     text_column: TextColumn = None,

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from momacli.cli.options import Force
+
 if TYPE_CHECKING:
     from momacli.cli.console import Table
     from momacli.task_vector import TaskVectorReport
@@ -61,9 +63,7 @@ def task_vector(
         str | None,
         typer.Option(metavar="FILE", help="A config.json for inputs that have none beside them."),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an output that moma did not write.")
-    ] = False,
+    force: Force = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON instead of tables.")
     ] = False,
