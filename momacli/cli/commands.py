@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from momacli import __version__
-from momacli.cli import absorb, align, demo, evaluate, head, merge, methods, task_vector, verify
+from momacli.cli import (
+    absorb,
+    align,
+    demo,
+    evaluate,
+    head,
+    info,
+    merge,
+    methods,
+    task_vector,
+    verify,
+)
 
 app = typer.Typer(
     rich_markup_mode=None,  # plain help starts in half the time
@@ -19,6 +30,7 @@ app.command("align", epilog=align.EPILOG)(align.align)
 app.command("absorb", epilog=absorb.EPILOG)(absorb.absorb)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("head", epilog=head.EPILOG)(head.head)
+app.command("info", epilog=info.EPILOG)(info.info)
 app.command("verify", epilog=verify.EPILOG)(verify.verify)
 app.command("methods")(methods.methods)
 app.command("demo")(demo.demo)
