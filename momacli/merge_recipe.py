@@ -23,7 +23,8 @@ from momacli.checkpoint.provenance import (
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import CheckpointError, UsageError
-from momacli.merge import MAX_SHARD_SIZE, MergeReport, Merging, prepare, write
+from momacli.merging.output import MergeReport, write
+from momacli.merging.prepare import Merging, prepare
 from momacli.progress import Listener, Notice, ignore
 from momacli.recipes.computed import MergedCheckpoint, OriginCheckpoint, StackedCheckpoint
 from momacli.recipes.described import stacked_description
@@ -67,7 +68,7 @@ def merge_recipe(
     recipe: MergeRecipe | str | Path,
     *,
     output: str | Path | None = None,
-    max_shard_size: str = MAX_SHARD_SIZE,
+    max_shard_size: str | None = None,
     other_base: bool = False,
     allow_nonfinite: bool = False,
     force: bool = False,
@@ -106,7 +107,7 @@ def merge_like(
     made: str | Path,
     *,
     output: str | Path | None = None,
-    max_shard_size: str = MAX_SHARD_SIZE,
+    max_shard_size: str | None = None,
     force: bool = False,
     dry_run: bool = False,
     listener: Listener = ignore,

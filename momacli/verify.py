@@ -74,8 +74,8 @@ def verify(
 def _merge_again(
     stack: ExitStack, recorded: Recipe, place: Path, comparison: "_Comparison", listener: Listener
 ) -> None:
-    from momacli.merge import compute
     from momacli.merge_recipe import prepared_again
+    from momacli.merging.output import compute
 
     compute(prepared_again(stack, recorded, place), comparison, listener)
 

@@ -166,3 +166,14 @@ def test_other_columns_are_a_conflict_whatever_the_vocabulary(models, tmp_path):
 
     with pytest.raises(ConflictError, match="not fit the base"):
         merge([*models, other], vocab="base", output=tmp_path / "out")
+
+
+def test_a_shard_size_is_refused_where_the_output_is_no_single_model(vit_folders, tmp_path):
+    with pytest.raises(UsageError, match="one model"):
+        merge(
+            [vit_folders / "cats"],
+            base=vit_folders / "base",
+            output=tmp_path / "out",
+            max_shard_size="1GB",
+        )
+    assert not list(tmp_path.iterdir())

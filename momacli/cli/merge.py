@@ -9,7 +9,7 @@ import typer
 from momacli.errors import UsageError
 
 if TYPE_CHECKING:
-    from momacli.merge import MergeReport
+    from momacli.merging.output import MergeReport
 
 EPILOG = "Example: moma merge ckpts/*.safetensors --method ties --density 0.2"
 
@@ -126,12 +126,13 @@ def merge(
         ),
     ] = None,
     max_shard_size: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="SIZE",
-            help="Of a folder of one model, as of language models: size of one file, as 5GB.",
+            help="Of a folder of one model, as of language models: size of one file, such as 5GB; "
+            "default 50GB, as transformers has it.",
         ),
-    ] = "50GB",
+    ] = None,
     other_base: Annotated[
         bool,
         typer.Option("--other-base", help="Add task vectors to a base they were not taken from."),

@@ -1,0 +1,1 @@
+"""A merge that fits: made ready, computed, and written."""

@@ -1,0 +1,287 @@
+"""The output of a merge: where it goes, of what form it is, and what is recorded in it."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from momacli.checkpoint.blocks import bytes_to_read, read_head
+from momacli.checkpoint.escaping import shown
+from momacli.checkpoint.multitask_writer import (
+    MultiTaskWriter,
+    Sink,
+    TaskPart,
+    model_writer,
+    multitask_writer,
+)
+from momacli.checkpoint.naming import choose_output
+from momacli.checkpoint.plan import Expert
+from momacli.checkpoint.provenance import Recipe, input_path, record_input, relative_path
+from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.sharded_writer import parse_size
+from momacli.checkpoint.writer import TensorSpec
+from momacli.errors import ConflictError, UsageError
+from momacli.merging.prepare import Merging
+from momacli.models.inputs import Inputs
+from momacli.models.layout import is_classifier, is_vision_tower
+from momacli.progress import Listener, Notice, ignore
+from momacli.recipes.computed import on_disk
+from momacli.recipes.described import described_as, with_vocabulary
+
+MAX_SHARD_SIZE = "50GB"
+"""As transformers 5 has it: the largest single file that model hubs take."""
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did, or with dry_run would do."""
+
+    output: Path
+    method: str
+    parameters: Mapping[str, Any]  # the method's, defaults included
+    base: Path
+    tasks: tuple[str, ...]
+    merged: int  # tensors
+    copied: tuple[str, ...]  # tensors taken from the base: integers and what was excluded
+    carried: int  # head tensors, of all tasks together
+    left_out: tuple[str, ...]  # tensors of experts that are not in the output
+    base_head: tuple[str, ...]  # tensors of the base's own head, not in the output either
+    merged_parameters: int
+    nbytes: int  # of the output's tensors
+    changed_share: float | None  # of the merged parameters, how many differ from the base
+    seconds: float
+    bytes_read: int  # of the tensors merged, in base and experts, once
+    memory: int  # bytes: the process's peak, or with dry_run what to expect
+    estimate: float | None = None  # with dry_run: seconds, where the method lets one tell
+    dry_run: bool = False
+
+
+def write(
+    merging: Merging,
+    output: str | Path | None,
+    *,
+    max_shard_size: str | None = None,
+    other_base: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    started: float,
+    listener: Listener = ignore,
+) -> MergeReport:
+    """Choose the output and write it, unless `dry_run`."""
+    opened = merging.inputs
+    as_folder = _as_folder(output, merging)
+    target = choose_output(
+        output,
+        "merged" if as_folder else "merged.safetensors",
+        inputs=opened.paths,
+        force=force,
+        folder=as_folder,
+    )
+    if not other_base:
+        _check_bases(opened.base, opened.experts)
+    one_model = as_folder and _is_one_model(merging)
+    if max_shard_size is not None and not one_model:
+        raise UsageError(
+            "--max-shard-size is for a folder of one model",
+            hint="folders of classifiers share one encoder file, and a file is one file",
+        )
+    largest = parse_size(MAX_SHARD_SIZE if max_shard_size is None else max_shard_size)
+    job = _Job(merging, [] if merging.as_one_model else _parts(opened), target, one_model, largest)
+    report = replace(job.report(), dry_run=dry_run)
+    if not dry_run:
+        changed = job.run(as_folder=as_folder, listener=listener)
+        report = replace(report, changed_share=changed, memory=_peak_memory(), estimate=None)
+    return replace(report, seconds=time.monotonic() - started)
+
+
+def _peak_memory() -> int:
+    """Bytes of memory this process has had at most, shared libraries included; 0 if unknown."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _as_folder(output: str | Path | None, merging: Merging) -> bool:
+    """Whether the output is a folder, of one model a task, rather than one file."""
+    inputs = merging.inputs
+    if output is None:
+        return all(expert.checkpoint.is_folder for expert in inputs.experts)
+    if Path(output).suffix == ".safetensors":
+        return False
+    if merging.as_one_model:
+        return True
+    bare = [
+        expert.name
+        for expert in inputs.tasks
+        if inputs.descriptions[expert.name] is None and not expert.checkpoint.is_folder
+    ]
+    if bare:
+        raise UsageError(
+            f"the output {output} is to be a folder of models, but nothing says what model "
+            f"{', '.join(map(shown, bare))} is",
+            hint="name a file, such as -o merged.safetensors, or give a config.json with --config",
+        )
+    return True
+
+
+def _is_one_model(merging: Merging) -> bool:
+    """Whether a folder holds a single model: none of the experts has anything of its own.
+
+    Of classifiers and image encoders the tasks are kept apart even so: heads may follow.
+    """
+    inputs = merging.inputs
+    if merging.as_one_model:
+        return True
+    if any(expert.heads for expert in inputs.tasks):
+        return False
+    configs = [
+        item.config for item in (inputs.base_description, *inputs.descriptions.values()) if item
+    ]
+    kept_apart = any(is_classifier(config) or is_vision_tower(config) for config in configs)
+    return bool(configs) and not kept_apart
+
+
+def _check_bases(base: Checkpoint, experts: Sequence[Expert]) -> None:
+    """Refuse task vectors of another base. Reads the base once, which hashes it for good."""
+    details = []
+    for expert in experts:
+        origin = expert.vector_of.base if expert.vector_of else None
+        if origin is None:
+            continue
+        expected, found = sorted(origin.files.values()), sorted(base.sha256().values())
+        if expected != found:
+            place = shown(str(input_path(origin, expert.checkpoint.path)))
+            details.append(
+                f"{expert.name}   taken from {place} (SHA-256 {shown(expected[0][:12])}…), "
+                f"found {found[0][:12]}…"
+            )
+    if details:
+        raise ConflictError(
+            f"{base.path} is not the base these task vectors were taken from",
+            details=details,
+            hint="give that one with --base, or add them to this one deliberately with "
+            "--other-base",
+        )
+
+
+def _parts(inputs: Inputs) -> list[TaskPart]:
+    """What is each task's own in the output."""
+    parts = []
+    for expert in inputs.tasks:
+        entries = expert.checkpoint.entries
+        specs = [
+            TensorSpec(own, entries[key].dtype, entries[key].shape)
+            for own, key in expert.heads.items()
+        ]
+        parts.append(TaskPart(expert.name, specs, inputs.descriptions[expert.name]))
+    return parts
+
+
+def compute(merging: Merging, sink: Sink, listener: Listener) -> int:
+    """Hand all tensors of the output to `sink`; returns how many merged values changed."""
+    plan = merging.work.plan
+    changed = 0
+    for part in merging.work.parts(listener):
+        sink.append(part.name, part.values)
+        changed += part.changed
+    for spec in plan.copied:
+        sink.append(spec.name, plan.base.read(spec.name))
+    for expert in merging.inputs.tasks:
+        for own, key in expert.heads.items():
+            sink.append_head(expert.name, own, read_head(expert, key, plan.tolerated))
+    return changed
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A merge, and where it goes."""
+
+    merging: Merging
+    parts: Sequence[TaskPart]
+    target: Path
+    one_model: bool  # the output is a folder of one model
+    largest: int  # bytes of the tensors of one of its files
+
+    def report(self) -> MergeReport:
+        work, inputs = self.merging.work, self.merging.inputs
+        plan = work.plan
+        heads = [spec for part in self.parts for spec in part.heads]
+        return MergeReport(
+            output=self.target,
+            method=work.method.name,
+            parameters=work.parameters,
+            base=plan.base.path,
+            tasks=tuple(expert.name for expert in inputs.tasks),
+            merged=len(plan.merged),
+            copied=tuple(spec.name for spec in plan.copied),
+            carried=len(heads),
+            left_out=plan.left_out,
+            base_head=inputs.base_heads,
+            merged_parameters=sum(spec.elements for spec in plan.merged),
+            nbytes=sum(spec.nbytes for spec in [*plan.merged, *plan.copied, *heads]),
+            changed_share=None,
+            seconds=0.0,
+            bytes_read=sum(bytes_to_read(plan).values()),
+            memory=work.expected_memory,
+            estimate=work.expected_seconds,
+        )
+
+    def run(self, *, as_folder: bool, listener: Listener) -> float:
+        """Write the output; returns the share of merged parameters that changed."""
+        plan = self.merging.work.plan
+        with self._writer(as_folder) as writer:
+            changed = compute(self.merging, writer, listener)
+            writer.finish(self._recipe(digests=True))
+        for remark in plan.tolerated.remarks() if plan.tolerated else ():
+            listener(Notice(remark))
+        return changed / max(1, sum(spec.elements for spec in plan.merged))
+
+    def _writer(self, as_folder: bool) -> AbstractContextManager[MultiTaskWriter]:
+        plan, inputs = self.merging.work.plan, self.merging.inputs
+        specs, recipe = [*plan.merged, *plan.copied], self._recipe(digests=False)
+        if self.one_model:
+            found = inputs.base_description or next(iter(inputs.descriptions.values()), None)
+            description = described_as(found, self.merging.selection["dtype"])
+            description = with_vocabulary(description, plan)
+            return model_writer(self.target, specs, description, recipe, largest=self.largest)
+        return multitask_writer(self.target, specs, self.parts, recipe, as_folder=as_folder)
+
+    def _recipe(self, *, digests: bool) -> Recipe:
+        work, inputs = self.merging.work, self.merging.inputs
+        parameters = {"method": work.method.name, **work.parameters}
+        parameters |= {key: value for key, value in self.merging.selection.items() if value}
+        if self.merging.config is not None:
+            parameters["config"] = relative_path(self.merging.config, self.target)
+        if self.merging.recorded:
+            steps, files = self.merging.recorded
+            inputs_of_steps = [record_input(f, self.target, digests=digests) for f in files]
+            parameters |= {"recipe": steps, "files": [asdict(item) for item in inputs_of_steps]}
+        base = on_disk(work.plan.base)
+        tasks = [] if self.merging.as_one_model else inputs.tasks
+        return Recipe(
+            command="merge",
+            parameters=parameters,
+            base=None if base is None else record_input(base, self.target, digests=digests),
+            inputs=[
+                record_input(
+                    expert.checkpoint,
+                    self.target,
+                    digests=digests,
+                    task_vector=expert.is_task_vector,
+                )
+                for expert in tasks
+            ],
+            heads=sorted({own for expert in tasks for own in expert.heads}),
+            tasks=[expert.name for expert in tasks],
+            configs={
+                expert.name: config
+                for expert in tasks
+                if (config := inputs.configs.get(expert.name)) is not None
+            },
+        )

@@ -1,0 +1,142 @@
+"""A merge made ready: inputs opened, all conflicts found, nothing computed yet."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from momacli.checkpoint.dtypes import parse_dtype
+from momacli.checkpoint.escaping import shown
+from momacli.checkpoint.naming import Named
+from momacli.checkpoint.nonfinite import Tolerated
+from momacli.checkpoint.plan import Vocab, check_patterns, plan_merge
+from momacli.checkpoint.reader import Checkpoint
+from momacli.errors import UsageError
+from momacli.methods._catalog import Method, load_method
+from momacli.models.inputs import Inputs, open_inputs
+from momacli.progress import Listener, ignore
+from momacli.recipes.rules import Rule, settings_by_tensor
+
+if TYPE_CHECKING:
+    from momacli.methods._streaming import StreamedMerge
+
+Scope = Literal["global", "tensor"]
+
+
+@dataclass(frozen=True)
+class Merging:
+    """A merge whose inputs fit: only the arithmetic is left."""
+
+    work: "StreamedMerge"
+    inputs: Inputs
+    selection: Mapping[str, Any]  # which tensors, and how written: what recipes record besides
+    config: Path | None  # given for all inputs
+    as_one_model: bool = False  # the output is of no tasks
+    recorded: tuple[Mapping[str, Any], Sequence[Checkpoint]] | None = None  # steps and files
+
+
+def prepare(
+    stack: ExitStack,
+    base: Named,
+    named: Sequence[Named],
+    *,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    weights: Sequence[float] | Mapping[str, float] | None = None,
+    scope: str | None = None,
+    rules: Sequence[Rule] = (),
+    seed: int = 0,
+    dtype: str | None = None,
+    exclude: Sequence[str] = (),
+    heads: Sequence[str] | None = (),
+    config: Path | None = None,
+    tolerated: Tolerated | None = None,
+    vocab: str | None = None,
+    listener: Listener = ignore,
+) -> Merging:
+    """Open the inputs and find all conflicts, as `merge` explains them; writes nothing.
+
+    heads: None where nothing is a head, and the output a single model.
+    """
+    chosen = load_method(method)
+    from momacli.methods._streaming import StreamedMerge
+
+    checked = chosen.check(options or {})
+    rules = [replace(rule, options=chosen.check(rule.options)) for rule in rules]
+    weighted = weights is not None or any(rule.weights for rule in rules)
+    _check_engine_options(chosen, weighted, scope)
+    opened = open_inputs(stack, base, named, heads=heads, config=config, listener=listener)
+    names = [item.name for item in named]
+    table = _weights(weights, names)
+    if not chosen.ordered:  # a result must not depend on the order of a shell glob
+        by_name = sorted(opened.experts, key=lambda expert: expert.name)
+        opened = replace(opened, experts=tuple(by_name))
+    check_patterns("--exclude", exclude, [opened.base, *(e.checkpoint for e in opened.experts)])
+    plan = plan_merge(
+        opened.base,
+        opened.experts,
+        base_heads=opened.base_heads,
+        exclude=exclude,
+        dtype=parse_dtype(dtype) if dtype else None,
+        tolerated=tolerated,
+        vocab=_known_vocab(vocab),
+    )
+    merged = [spec.name for spec in plan.merged]
+    settings = settings_by_tensor(rules, merged, checked, table, names)
+    work = StreamedMerge(
+        plan, chosen, checked, table, "tensor" if scope == "tensor" else "global", seed, settings
+    )
+    selection = {
+        "exclude": list(exclude),
+        "heads": list(heads or ()),
+        "dtype": dtype,
+        "rules": [rule.encode() for rule in rules],
+        "allow_nonfinite": tolerated is not None,
+        "vocab": vocab,
+    }
+    return Merging(work, opened, selection, config, as_one_model=heads is None)
+
+
+def _known_vocab(vocab: str | None) -> Vocab | None:
+    if vocab == "base":
+        return "base"
+    if vocab == "min":
+        return "min"
+    if vocab is None:
+        return None
+    raise UsageError(f"--vocab: expected base or min, found {vocab}")
+
+
+def _check_engine_options(method: Method, weighted: bool, scope: str | None) -> None:
+    """Refuse what the method would silently ignore."""
+    if weighted and not method.takes("weights"):
+        raise UsageError(f"method {method.name} takes no --weights")
+    if scope is not None and scope not in get_args(Scope):
+        raise UsageError(f"--scope: expected global or tensor, found {scope}")
+    if scope is not None and method.first_pass is None:
+        raise UsageError(
+            f"method {method.name} takes no --scope: it has no statistic of the whole model"
+        )
+
+
+def _weights(
+    weights: Sequence[float] | Mapping[str, float] | None, names: Sequence[str]
+) -> dict[str, float] | None:
+    """One weight per expert, by name."""
+    if weights is None:
+        return None
+    if not isinstance(weights, Mapping):
+        if len(weights) != len(names):
+            raise UsageError(
+                f"--weights: expected {len(names)} numbers, found {len(weights)}",
+                hint=f"the experts are {', '.join(map(shown, names))}; the base has no weight",
+            )
+        return dict(zip(names, map(float, weights), strict=True))
+    unknown = sorted(set(weights) - set(names))
+    if unknown:
+        raise UsageError(
+            f"--weights names {', '.join(map(shown, unknown))}, which is no expert",
+            hint=f"the experts are {', '.join(map(shown, names))}",
+        )
+    return {name: float(weights.get(name, 1.0)) for name in names}
