@@ -252,7 +252,7 @@ def read_head(expert: Expert, key: str, tolerated: Tolerated | None = None) -> "
             return values
         raise ConflictError(
             f"head tensor {shown(key)} of {expert.checkpoint.path} holds NaN or infinity",
-            hint="the model is broken; leave it out, or carry it along with --allow-nonfinite",
+            hint="the model is broken; leave it out, or merge with --allow-nonfinite as it is",
         )
     return values
 
@@ -287,6 +287,6 @@ def _check_finite(
             f"tensor {shown(key)} holds NaN or infinity",
             details=broken,
             hint="the model is broken; leave it out, or take this tensor from the base "
-            "with --exclude, or all such entries with --allow-nonfinite",
+            "with --exclude, or merge with --allow-nonfinite to take all such entries from it",
         )
     return None
