@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from momacli.data.leaving_out import LeaveOut, refuse
 from momacli.data.tables import is_table
 from momacli.errors import DataError
 
@@ -59,12 +60,15 @@ def task_sources(data: Data, tasks: Sequence[str]) -> dict[str, Path]:
 def _holds_samples(path: Path) -> bool:
     if path.is_file():
         return is_table(path)
-    return any(_image_files(path)) or any(is_table(file) for file in path.iterdir())
+    return any(_image_files(path, refuse)) or any(is_table(file) for file in path.iterdir())
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted by path. Raises DataError if there are none."""
-    places = sorted(_image_files(folder), key=_by_parts)
+def image_files(folder: Path, *, leave_out: LeaveOut = refuse) -> list[Path]:
+    """All image files below a folder, sorted by path. Raises DataError if there are none.
+
+    leave_out: told of each sub-folder that cannot be listed; by default it refuses.
+    """
+    places = sorted(_image_files(folder, leave_out), key=_by_parts)
     files = [Path(place) for place in places]
     if not files:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
@@ -82,12 +86,17 @@ def _is_image(name: str) -> bool:
     return bool(stem) and dot + suffix in IMAGE_SUFFIXES
 
 
-def _image_files(folder: Path) -> Iterable[str]:
+def _image_files(folder: Path, leave_out: LeaveOut) -> Iterable[str]:
     """Image files, following links to folders but never into a folder that is being walked."""
     pending = [(os.fspath(folder), frozenset({os.path.realpath(folder)}))]
     while pending:
         current, above = pending.pop()
-        with os.scandir(current) as found:
+        try:
+            found = os.scandir(current)
+        except OSError as error:
+            leave_out(f"{current} cannot be listed: {error.strerror}")
+            continue
+        with found:
             for entry in found:
                 if entry.is_dir():
                     place = os.path.realpath(entry.path)

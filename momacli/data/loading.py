@@ -10,6 +10,7 @@ from torch import Tensor
 from momacli.checkpoint.description import Description
 from momacli.data.folders import class_numbers, image_files, labels_of
 from momacli.data.images import load_images
+from momacli.data.leaving_out import LeaveOut, LeftOut, refuse
 from momacli.data.reading import Reading
 from momacli.data.tables import read_table
 from momacli.data.texts import tokenize
@@ -79,11 +80,14 @@ def _load(
     labeled: bool,
 ) -> tuple[Samples, list[int]]:
     classes = class_names(description.config)
+    left_out = LeftOut()
+    leave_out: LeaveOut = refuse if reading.strict else left_out
     if takes_text(description.config):
         prepare = TextPreprocessor(
             description.config, description.folder, max_length=reading.max_length
         )
-        table = read_table(path, reading.columns, labeled=labeled)
+        table = read_table(path, reading.columns, labeled=labeled, leave_out=leave_out)
+        left_out.tell(listener, path)
         numbers = reading.sampling.of(range(len(table.texts)), task)
         texts = tokenize(
             table,
@@ -95,8 +99,10 @@ def _load(
         )
         labels = class_numbers(table.labels, classes, f"{path} has labels") if table.labels else []
         return texts, [labels[number] for number in numbers] if labels else []
+    files = image_files(path, leave_out=leave_out)
+    left_out.tell(listener, path)
     images = load_images(
-        reading.sampling.of(image_files(path), task),
+        reading.sampling.of(files, task),
         image_preprocessor(description.folder),
         strict=reading.strict,
         stage=f"decoding {task}",

@@ -13,7 +13,7 @@ class Reading:
     sampling: which of them are used; all by default.
     columns: of text files.
     max_length: tokens a text is cut to; by default as many as the model takes.
-    strict: stop at the first image that cannot be read instead of leaving it out.
+    strict: stop at the first sample that cannot be read instead of leaving it out.
     """
 
     sampling: Sampling = field(default_factory=Sampling)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from momacli.data.leaving_out import LeaveOut, refuse
 from momacli.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -53,8 +54,13 @@ def is_table(path: Path) -> bool:
     return _suffix(path) in TEXT_SUFFIXES
 
 
-def read_table(path: Path, columns: Columns, *, labeled: bool = False) -> Table:
+def read_table(
+    path: Path, columns: Columns, *, labeled: bool = False, leave_out: LeaveOut = refuse
+) -> Table:
     """Read a file, or all files of a folder in the order of their names.
+
+    leave_out: told of each line that cannot be read, which is then passed over; by default it
+        refuses the file.
 
     Raises DataError naming file, line and column where something is missing.
     """
@@ -68,7 +74,7 @@ def read_table(path: Path, columns: Columns, *, labeled: bool = False) -> Table:
     pairs: list[str] = []
     labels: list[str | int] = []
     for file in files:
-        records = _records(file, columns)
+        records = _records(file, columns, leave_out)
         first = next(records, None)
         if first is None:
             continue
@@ -92,7 +98,7 @@ def _suffix(path: Path) -> str:
     return name[name.rfind(".") :] if "." in name else ""
 
 
-def _records(file: Path, columns: Columns) -> Iterator[_Record]:
+def _records(file: Path, columns: Columns, leave_out: LeaveOut) -> Iterator[_Record]:
     kind = _suffix(file)
     if kind not in TEXT_SUFFIXES:
         raise DataError(
@@ -100,15 +106,13 @@ def _records(file: Path, columns: Columns) -> Iterator[_Record]:
         )
     try:
         if kind == ".txt":
-            yield from _lines(file)
+            yield from _lines(file, leave_out)
         elif kind == ".jsonl":
-            yield from _json_lines(file)
+            yield from _json_lines(file, leave_out)
         elif kind == ".parquet":
             yield from _parquet(file)
         else:
-            yield from _delimited(file, "\t" if kind == ".tsv" else ",", columns)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from error
+            yield from _delimited(file, "\t" if kind == ".tsv" else ",", columns, leave_out)
     except (OSError, EOFError, csv.Error) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
@@ -116,54 +120,74 @@ def _records(file: Path, columns: Columns) -> Iterator[_Record]:
 @contextmanager
 def _opened(file: Path, newline: str | None = None) -> Iterator[IO[str]]:
     opener = gzip.open if file.suffix.lower() == ".gz" else open
-    with opener(file, "rt", encoding="utf-8-sig", newline=newline) as stream:
+    with opener(
+        file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline
+    ) as stream:
         yield stream
 
 
-def _bounded(file: Path, stream: IO[str]) -> Iterator[str]:
-    """The lines of a file, none of which can fill the memory. Raises DataError."""
+def _sound_lines(file: Path, stream: IO[str], leave_out: LeaveOut) -> Iterator[tuple[int, str]]:
+    """Number and content of each line that is UTF-8 and cannot fill the memory."""
     number = 0
     while line := stream.readline(_LONGEST + 1):
         number += 1
         if len(line) > _LONGEST:
-            raise DataError(
-                f"{file}, line {number} is longer than {_LONGEST} characters",
-                hint="texts are files with one sample a line",
-            )
-        yield line
+            while line and not line.endswith("\n"):
+                line = stream.readline(_LONGEST)
+            leave_out(f"{file}, line {number} is longer than {_LONGEST} characters")
+        elif not _is_utf8(line):
+            leave_out(f"{file}, line {number} is not UTF-8")
+        else:
+            yield number, line
 
 
-def _lines(file: Path) -> Iterator[_Record]:
+def _is_utf8(text: str) -> bool:
+    """Whether no byte of the text was one that UTF-8 does not know."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _lines(file: Path, leave_out: LeaveOut) -> Iterator[_Record]:
     """Every line that is not blank; only a newline ends a line."""
     with _opened(file) as stream:
-        for line in _bounded(file, stream):
+        for _, line in _sound_lines(file, stream, leave_out):
             if line.strip():
                 yield {"text": line.rstrip("\n")}
 
 
-def _json_lines(file: Path) -> Iterator[_Record]:
+def _json_lines(file: Path, leave_out: LeaveOut) -> Iterator[_Record]:
     with _opened(file) as stream:
-        for number, line in enumerate(_bounded(file, stream), start=1):
+        for number, line in _sound_lines(file, stream, leave_out):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise DataError(f"{file}, line {number}: {error}") from error
-            except RecursionError as error:
-                raise DataError(f"{file}, line {number} is nested too deeply") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{file}, line {number} is not a JSON object")
-            yield record
+                leave_out(f"{file}, line {number}: {error}")
+            except RecursionError:
+                leave_out(f"{file}, line {number} is nested too deeply")
+            else:
+                if isinstance(record, dict):
+                    yield record
+                else:
+                    leave_out(f"{file}, line {number} is not a JSON object")
 
 
-def _delimited(file: Path, delimiter: str, columns: Columns) -> Iterator[_Record]:
+def _delimited(
+    file: Path, delimiter: str, columns: Columns, leave_out: LeaveOut
+) -> Iterator[_Record]:
     """Rows by the header's names, or by number if columns are asked for by number."""
     wanted = [*(columns.text or "").split(","), columns.label or ""]
     numbered = any(name.strip().isdigit() for name in wanted)
     csv.field_size_limit(_LONGEST)
     with _opened(file, newline="") as stream:
-        rows = csv.reader(_bounded(file, stream), delimiter=delimiter)
+        lines = (line for _, line in _sound_lines(file, stream, leave_out))
+        rows = csv.reader(lines, delimiter=delimiter)
         header: list[str] | None = None
         for row in rows:
             if not row:
@@ -224,6 +248,8 @@ def _text(file: Path, number: int, record: _Record, name: str) -> str:
     value = record[name]
     if not isinstance(value, str):
         raise DataError(f"{file}, row {number}: column {name} holds {value!r}, not a text")
+    if not _is_utf8(value):  # half a surrogate pair, escaped in JSON
+        raise DataError(f"{file}, row {number}: column {name} holds characters that are none")
     return value
 
 

@@ -3,6 +3,7 @@ import os
 import pytest
 
 from momacli.data.folders import image_files, labels_of, task_sources
+from momacli.data.leaving_out import LeftOut
 from momacli.errors import DataError
 
 
@@ -116,3 +117,22 @@ def test_a_path_for_a_task_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(DataError) as caught:
         task_sources([f"cats={tmp_path}/cats", f"cast={tmp_path}/cats"], ["cats"])
     assert caught.value.details == ("cast: no task of this name",)
+
+
+def test_a_folder_that_cannot_be_listed_is_left_out_or_refused(tmp_path, monkeypatch):
+    wanted = touch(tmp_path / "a/1.png")
+    touch(tmp_path / "secret/2.png")
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    left_out = LeftOut()
+
+    assert image_files(tmp_path, leave_out=left_out) == [wanted]
+    assert left_out.count == 1
+    with pytest.raises(DataError, match="secret cannot be listed: Permission denied"):
+        image_files(tmp_path)

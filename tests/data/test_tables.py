@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from momacli.data.leaving_out import LeftOut
 from momacli.data.tables import Columns, read_table
 from momacli.errors import DataError
 
@@ -144,3 +145,38 @@ def test_parquet_is_read_by_column(tmp_path):
     assert (list(table.texts), list(table.labels)) == (TEXTS, [0, 1, 2])
     with pytest.raises(DataError, match=r"broken\.parquet"):
         read_table(tmp_path / "broken.parquet", Columns())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kept"),
+    [
+        ("t.txt", b"one\n\xe9\nthree\n", ["one", "three"]),
+        ("t.txt", b"one\n" + b"x" * 5000 + b"\nthree\n", ["one", "three"]),
+        ("t.txt", b"one\n" + b"x" * 5000, ["one"]),
+        ("t.jsonl", b'{"text": "one"}\n[1]\n{"text": "three"}\n', ["one", "three"]),
+        ("t.jsonl", b'{"text": "one"}\n{"text": \n', ["one"]),
+        ("t.csv", b"text,label\none,0\n\xff,1\nthree,0\n", ["one", "three"]),
+    ],
+)
+def test_lines_that_cannot_be_read_are_left_out_counted_and_named(
+    tmp_path, monkeypatch, name, content, kept
+):
+    monkeypatch.setattr("momacli.data.tables._LONGEST", 1000)
+    (tmp_path / name).write_bytes(content)
+    left_out, events = LeftOut(), []
+
+    table = read_table(tmp_path / name, Columns(), leave_out=left_out)
+    left_out.tell(events.append, tmp_path)
+
+    assert list(table.texts) == kept
+    assert left_out.count == 1
+    (notice,) = events
+    assert "left out 1 part" in notice.text
+    assert name in notice.text
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes(b'{"text": "\\ud800"}\n')
+
+    with pytest.raises(DataError, match="row 1"):
+        read_table(tmp_path / "t.jsonl", Columns())
