@@ -224,6 +224,78 @@ def test_the_same_command_gives_the_same_bytes_whatever_is_around_it(folder, mom
     assert (folder / "one.safetensors").read_bytes() == (folder / "two.safetensors").read_bytes()
 
 
+def test_all_conflicts_stand_in_one_report_before_anything_is_written(folder, moma):
+    save_file({"a.weight": torch.zeros(64, 63), "b": torch.zeros(1)}, folder / "z.safetensors")
+    before = content_of(folder)
+
+    done = moma("merge", *(f"{name}.safetensors" for name in ("base", "x", "z")), "-o", "new")
+
+    assert done.returncode == 1
+    assert all(word in done.stderr for word in ("a.weight", "a.bias", "[64, 63]", "extra", "hint"))
+    assert "Traceback" not in done.stderr
+    assert content_of(folder) == before
+
+
+def test_an_input_cut_short_during_the_run_is_an_error_that_names_it(folder):
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "x", "y"):
+        large = {f"t{i:02}": torch.randn(1 << 20, generator=generator) for i in range(24)}
+        save_file(large, folder / f"{name}.safetensors")
+    arguments = ["merge", "base.safetensors", "x.safetensors", "y.safetensors"]
+    running = subprocess.Popen(
+        [*COMMAND, *arguments, "-o", "new.safetensors"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(folder.glob(".new.safetensors.*")):
+        assert running.poll() is None
+        time.sleep(0.001)
+    running.send_signal(signal.SIGSTOP)
+    os.truncate(folder / "x.safetensors", 1 << 20)
+    running.send_signal(signal.SIGCONT)
+    _, told = running.communicate(timeout=100)
+
+    assert running.returncode == 1, told
+    assert "x.safetensors" in told
+    assert "Traceback" not in told
+    assert not list(folder.glob("*new*"))
+    assert not list(folder.glob(".new*"))
+
+
+def test_an_image_that_cannot_be_read_is_left_out_by_name_or_refused(
+    tmp_path, vit_folders, vit_images
+):
+    shutil.copytree(vit_images / "labeled" / "cats", tmp_path / "labeled" / "cats")
+    broken = next((tmp_path / "labeled" / "cats").glob("*/*.png"))
+    broken.write_bytes(broken.read_bytes()[:50])
+    command = [*COMMAND, "evaluate", str(vit_folders / "cats"), "--data", "labeled"]
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    strict = subprocess.run(
+        [*command, "--strict"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "1 of 40" in done.stderr
+    assert broken.name in done.stderr
+    assert strict.returncode == 1
+    assert broken.name in strict.stderr
+    assert "Traceback" not in done.stderr + strict.stderr
+
+
+def test_an_input_that_changed_since_is_named_when_the_output_is_verified(folder, moma):
+    same = moma("verify", "out.safetensors")
+    save_file({"a.weight": torch.ones(64, 64), "a.bias": torch.ones(64)}, folder / "x.safetensors")
+    before = content_of(folder)
+
+    done = moma("verify", "out.safetensors")
+
+    assert same.returncode == 0, same.stderr
+    assert_refused(done, folder, before, "x.safetensors")
+
+
 @pytest.mark.long
 def test_two_hundred_merges_leave_no_file_open_or_behind(folder):
     inputs = [folder / f"{name}.safetensors" for name in ("base", "x", "y")]
