@@ -1,6 +1,9 @@
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,20 +78,26 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, settings, stop):
     assert same(resumed, fitted(settings))
 
 
-def test_a_run_that_is_killed_loses_no_more_than_the_steps_since_the_last_state(tmp_path):
+def run_and_be_killed(path: str) -> None:
+    """Begin the run of the test below in a process of its own, and die after 15 steps."""
+
+    def die(event):
+        if isinstance(event, Progress) and event.stage == "aligning" and event.done == 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     settings = Settings(steps=20, batch_size=8)
+    fitted(settings, keeper=Keeper(Path(path), "key", every=6), listener=die)
+
+
+def test_a_run_that_is_killed_loses_no_more_than_the_steps_since_the_last_state(tmp_path):
     keeper = Keeper(tmp_path / "state", "key", every=6)
-    child = os.fork() if hasattr(os, "fork") else pytest.skip("needs fork")
-    if child == 0:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_resume as this; "
+    code += "this.run_and_be_killed(sys.argv[2])"
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(keeper.path)]
+    done = subprocess.run(command, check=False, timeout=100)
 
-        def die(event):
-            if isinstance(event, Progress) and event.stage == "aligning" and event.done == 15:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        fitted(settings, keeper=keeper, listener=die)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-
+    settings = Settings(steps=20, batch_size=8)
+    assert done.returncode == -signal.SIGKILL
     assert keeper.load()[0] == 12
     assert same(fitted(settings, keeper=keeper), fitted(settings))
 
