@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 
 os.environ["MOMA_DIGESTS"] = "off"  # nothing is left in the user's cache folder
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 
 _CHECKED = (
     "momacli.methods",
