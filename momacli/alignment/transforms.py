@@ -99,7 +99,7 @@ class PenalisedMatrices:
     def observe(
         self,
         merged: Sequence[Float[Tensor, "n d"]],  # noqa: ARG002 - learns from gradients
-        finetuned: Sequence[Float[Tensor, "n d"]],  # noqa: ARG002
+        finetuned: Sequence[Float[Tensor, "n d"]],  # noqa: ARG002 - likewise
     ) -> None:
         """Take a step of Adam."""
         self._adam.step()

@@ -188,7 +188,7 @@ def checkpoint_names(module: nn.Module) -> dict[str, str]:
     names = list(module.state_dict())
     numbered = {name: torch.tensor([index]) for index, name in enumerate(names)}
     with tempfile.TemporaryDirectory() as folder, quiet():
-        module.save_pretrained(folder, state_dict=numbered)  # type: ignore[operator]
+        module.save_pretrained(folder, state_dict=numbered)  # type: ignore[operator]  # nn.Module's types hide it
         with Checkpoint.open(Path(folder)) as saved:
             numbers = {int(saved.read(key)): key for key in saved.entries}
     return {numbers[index]: name for index, name in enumerate(names) if index in numbers}

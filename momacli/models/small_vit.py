@@ -28,7 +28,7 @@ def small_vit(classes: Sequence[str], *, image_size: int, patch_size: int, seed:
 
 def with_new_head(model: nn.Module, classes: Sequence[str], *, seed: int) -> nn.Module:
     """Copy the encoder of such a model under a classifier with random weights."""
-    config: dict[str, Any] = model.config.to_dict()  # type: ignore[operator, union-attr]
+    config: dict[str, Any] = model.config.to_dict()  # type: ignore[operator, union-attr]  # nn.Module's types hide it
     copy = _seeded({**config, **_labels(classes)}, seed)
     encoder = {
         key: value for key, value in model.state_dict().items() if not key.startswith("classifier.")
@@ -40,7 +40,7 @@ def with_new_head(model: nn.Module, classes: Sequence[str], *, seed: int) -> nn.
 def save_small_vit(model: nn.Module, folder: Path) -> None:
     """Write weights and config, to be loaded with `from_pretrained`."""
     with quiet():
-        model.save_pretrained(folder)  # type: ignore[operator]
+        model.save_pretrained(folder)  # type: ignore[operator]  # nn.Module's types hide it
 
 
 def save_image_processor(folder: Path, *, image_size: int) -> None:
