@@ -118,7 +118,7 @@ def test_an_input_that_changed_is_an_error_that_names_it(files, merged):
 
 
 def test_a_digest_that_was_remembered_is_not_believed(files, merged, monkeypatch):
-    monkeypatch.setattr("momacli.checkpoint.reader.known_digest", lambda _state: "0" * 64)
+    monkeypatch.setattr("momacli.checkpoint.hashed_file.known_digest", lambda _state: "0" * 64)
 
     assert verify(merged).equal
 

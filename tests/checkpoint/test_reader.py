@@ -12,7 +12,7 @@ from raw_files import entry, open_files, raw
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from momacli.checkpoint import hashing, reader
+from momacli.checkpoint import hashed_file, hashing
 from momacli.checkpoint.reader import Checkpoint, iterate_blocks, matches, task_name
 from momacli.errors import CheckpointError
 
@@ -137,7 +137,7 @@ def test_the_hash_is_that_of_the_file_in_whatever_order_it_is_read(
     save_file(tensors, path)
     ranges = st.tuples(st.sampled_from("abcdef"), st.integers(0, 64), st.integers(0, 64))
     with pytest.MonkeyPatch.context() as patch, Checkpoint.open(path) as checkpoint:
-        patch.setattr(reader, "_HASHED_GAP", data.draw(st.sampled_from([0, 300, 1 << 26])))
+        patch.setattr(hashed_file, "_GAP", data.draw(st.sampled_from([0, 300, 1 << 26])))
         patch.setattr(hashing, "_LARGEST", data.draw(st.sampled_from([0, 100, 1 << 24])))
         patch.setattr(hashing, "_PENDING", data.draw(st.sampled_from([1, 4])))
         if data.draw(st.booleans()):
@@ -157,9 +157,9 @@ def test_what_passes_in_order_is_not_read_twice(
     path = tmp_path / "m.safetensors"
     save_file({name: torch.randn(1 << 10) for name in "abc"}, path)
     counted = []
-    read_into = reader.Source.read_into
+    read_into = hashed_file.Source.read_into
     monkeypatch.setattr(
-        reader.Source,
+        hashed_file.Source,
         "read_into",
         lambda self, buffer, offset: (
             counted.append(len(buffer)),
