@@ -152,7 +152,7 @@ def test_accuracy_is_counted_with_the_class_names_of_the_head_file(place, vit_im
 
 
 def test_a_rotated_cosine_head_gives_the_probabilities_of_rotated_features():
-    from momacli.models.clip import unit_norm
+    from momacli.models.separate_head import unit_norm
     from momacli.models.interface import Head
 
     torch.manual_seed(0)
