@@ -11,8 +11,8 @@ from momacli.checkpoint.description import Description
 from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import ModelError
 from momacli.models.classification import Network
-from momacli.models.separate_head import unit_norm
 from momacli.models.factory import build_tower, quiet
+from momacli.models.separate_head import unit_norm
 from momacli.models.text import load_tokenizer
 from momacli.progress import Listener, Progress, ignore
 
