@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from momacli.checkpoint.description import Description
 from momacli.checkpoint.dtypes import torch_dtype
+from momacli.checkpoint.feature_rule import rule_of, with_rule
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.multitask_writer import Sink, TaskPart, multitask_writer
 from momacli.checkpoint.naming import choose_output
@@ -141,10 +143,22 @@ def _split(model: MultiTask, alignment: "Alignment") -> tuple[list[TensorSpec], 
     first = next(iter(model.tasks.values()))
     encoder = [spec for spec in _specs(first) if spec.name not in heads]
     parts = [
-        TaskPart(task, [spec for spec in _specs(one) if spec.name in heads], one.description)
+        TaskPart(
+            task,
+            [spec for spec in _specs(one) if spec.name in heads],
+            _description(one, alignment.recipe.configs.get(task)),
+        )
         for task, one in model.tasks.items()
     ]
     return encoder, parts
+
+
+def _description(model: TaskModel, aligned: Mapping[str, Any] | None) -> Description | None:
+    """The description of a task's model, with the features that it was aligned with."""
+    if model.description is None or aligned is None:
+        return model.description
+    config = with_rule(model.description.config, rule_of(aligned))
+    return replace(model.description, config=config)
 
 
 def record_merged(model: MultiTask, output: Path) -> Input:

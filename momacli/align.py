@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from momacli.data.features import FeatureCache
     from momacli.data.folders import Data
     from momacli.models.classification import Classifier
-    from momacli.models.clip import VisionTower
+    from momacli.models.separate_head import SeparateHead
 
 DEFAULT_INPUTS = ("merged", "merged.safetensors")
 
@@ -72,6 +72,8 @@ def align(
     output: str | Path | None = None,
     base: str | Path | None = None,
     config: str | Path | None = None,
+    pooling: str | None = None,
+    features: str | None = None,
     cache: str | Path | None = None,
     checkpoint_every: int = 100,
     force: bool = False,
@@ -83,6 +85,9 @@ def align(
     merged: a file or folder that `merge` wrote; default `merged/` or `merged.safetensors`.
     data: a folder with one sub-folder or text file of samples per task, "TASK=PATH", or several.
     reading: which samples are used, and where they are in the files.
+    pooling: what makes one vector of an encoder's output: "cls", "pooler", "mean" or
+        "masked-mean"; by default what the checkpoint says.
+    features: dotted path of the module whose output is meant, where it is not the encoder's.
     output: default `aligned/`, with the alignment itself in `aligned/alignment.safetensors`,
         or `aligned.safetensors` with `aligned.alignment.safetensors` beside it.
     cache: folder of fine-tuned features, default ~/.cache/moma.
@@ -105,6 +110,8 @@ def align(
             output=output,
             base=base,
             config=Path(config) if config else None,
+            pooling=pooling,
+            features=features,
             force=force,
             listener=listener,
         )
@@ -123,10 +130,8 @@ def align(
             dry_run=dry_run,
         )
         if not dry_run:
-            features = FeatureCache(Path(cache) if cache else default_cache(), listener=listener)
-            report = _run(
-                inputs, report, settings, reading or Reading(), features, checkpoint_every
-            )
+            kept = FeatureCache(Path(cache) if cache else default_cache(), listener=listener)
+            report = _run(inputs, report, settings, reading or Reading(), kept, checkpoint_every)
         return replace(report, seconds=time.monotonic() - started)
 
 
@@ -165,7 +170,9 @@ def _run(
     merged = record_merged(inputs.model, inputs.alignment)
     keeper = Keeper(
         inputs.target.with_name(f"{inputs.target.stem}.state.safetensors"),
-        state_key(settings, merged.files, [task.finetuned for task in tasks]),
+        state_key(
+            settings, merged.files, [task.finetuned for task in tasks], inputs.recipe.configs
+        ),
         every=checkpoint_every,
         listener=inputs.listener,
     )
@@ -238,7 +245,7 @@ def _write(inputs: "Inputs", alignment: "Alignment", masks: "Mapping[str, Tensor
         return write_absorbed(*arguments, listener=inputs.listener)
 
 
-def _classifier(inputs: "Inputs") -> "Classifier | VisionTower":
+def _classifier(inputs: "Inputs") -> "Classifier | SeparateHead":
     """Build the network of the first task, which all tasks' encoders fit."""
     from momacli.alignment.samples import reader
     from momacli.models.families import open_classifier
@@ -264,7 +271,12 @@ def _verify(inputs: "Inputs", tasks: Sequence["TaskData"], fitted: "Fitted") -> 
         for task, A, features in zip(tasks, fitted.transforms, fitted.features_after, strict=True):
             model = written.tasks[task.task]
             assert model.description is not None
-            loaded = open_classifier(model.description.config, model.entries, device=inputs.device)
+            loaded = open_classifier(
+                model.description.config,
+                model.entries,
+                heads=inputs.recipe.heads,
+                device=inputs.device,
+            )
             loaded.load(reader(model), model.keys, source=str(inputs.target))
             indices = torch.arange(min(16, task.count))
             expected = task.head(features[: len(indices)] @ A.mT)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from momacli.checkpoint.feature_rule import rule_of
 from momacli.checkpoint.multitask import MultiTask, TaskModel
+from momacli.checkpoint.reader import matches
 from momacli.data.reading import Reading
 from momacli.errors import DataError, ModelError
 from momacli.models.device import choose_device
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
     from momacli.data.folders import Data
     from momacli.data.loading import Samples
+    from momacli.models.classification import Classifier
+    from momacli.models.separate_head import SeparateHead
 
 _BATCH = 64
 _Z = 1.959963984540054  # the normal distribution's 97.5 % point
@@ -62,6 +66,9 @@ def evaluate(
     data: "Data",
     reading: Reading | None = None,
     config: str | Path | None = None,
+    pooling: str | None = None,
+    features: str | None = None,
+    heads: Sequence[str] = (),
     device: str = "auto",
     listener: Listener = ignore,
 ) -> EvalReport:
@@ -74,6 +81,9 @@ def evaluate(
     The classes of a head are those of its own id2label; a class folder, and a label in a file,
     is a class's name or number.
 
+    pooling, features: as `align` has them; what a model was aligned with need not be said.
+    heads: tensors or module of the heads, where neither the architecture nor a merge tells.
+
     Raises MomaErrors where a model cannot be read or a folder does not match its labels.
     """
     chosen = choose_device(device)
@@ -81,8 +91,15 @@ def evaluate(
     scores: dict[str, dict[str, Score]] = {}
     for path in models:
         with MultiTask.open(Path(path), config=Path(config) if config else None) as model:
+            _check_described(model)
             scores[str(path)] = _evaluate(
-                model, data, chosen, reading or Reading(), listener, prepared
+                model.with_features(pooling, features),
+                data,
+                chosen,
+                reading or Reading(),
+                listener,
+                prepared,
+                heads,
             )
     return EvalReport(scores)
 
@@ -94,25 +111,31 @@ def _evaluate(
     reading: Reading,
     listener: Listener,
     prepared: "dict[tuple[str, str], tuple[Samples, Tensor]]",
+    heads: Sequence[str],
 ) -> dict[str, Score]:
     from momacli.data.folders import task_sources
 
-    for one in model.tasks.values():
-        if one.description is None:
-            raise ModelError(
-                f"{model.path} does not say what kind of model it is",
-                hint="give its config.json with --config",
-            )
+    recorded = model.recipe.heads if model.recipe else ()
     sources = task_sources(data, list(model.tasks))
     scores = {}
     for done, (task, one) in enumerate(model.tasks.items()):
+        own = recorded or [name for name in one.entries if matches(name, heads)]
+        classifier, one = _opened(one, own, device)
         key = (str(sources[task]), _preparation(one))
         if key not in prepared:
             prepared[key] = _labeled(one, sources[task], reading, listener)
         listener(Progress(f"evaluating {model.path}", done, len(model.tasks), "tasks"))
-        scores[task] = _score(one, *prepared[key], device)
+        scores[task] = _score(classifier, task, *prepared[key])
     listener(Progress(f"evaluating {model.path}", len(model.tasks), len(model.tasks), "tasks"))
     return scores
+
+
+def _check_described(model: MultiTask) -> None:
+    if any(one.description is None for one in model.tasks.values()):
+        raise ModelError(
+            f"{model.path} does not say what kind of model it is",
+            hint="give its config.json with --config",
+        )
 
 
 def _preparation(model: TaskModel) -> str:
@@ -122,7 +145,7 @@ def _preparation(model: TaskModel) -> str:
     assert model.description is not None
     config = model.description.config
     files = (file.read_bytes().hex() for file in model.description.companions)
-    kind = (architecture(config), str(config.get("max_position_embeddings")))
+    kind = (architecture(config), str(config.get("max_position_embeddings")), str(rule_of(config)))
     return "|".join([*kind, *files, *class_names(config)])
 
 
@@ -140,18 +163,31 @@ def _labeled(
     return samples, torch.tensor(labels)
 
 
-def _score(model: TaskModel, samples: "Samples", labels: "Tensor", device: "torch.device") -> Score:
-    import torch
-
+def _opened(
+    model: TaskModel, heads: Sequence[str], device: "torch.device"
+) -> "tuple[Classifier | SeparateHead, TaskModel]":
+    """The network with a task's weights, and the model with as many classes as its head has."""
     from momacli.models.families import open_classifier
+    from momacli.models.layout import sized_config
 
     assert model.description is not None
-    classifier = open_classifier(model.description.config, model.entries, device=device)
+    config = model.description.config
+    classifier = open_classifier(config, model.entries, heads=heads or None, device=device)
     classifier.load(
         lambda key: model.checkpoint.read(model.keys[key]),
         model.keys,
         source=str(model.checkpoint.path),
     )
+    sized = sized_config(config, model.entries, classifier.head_tensors)
+    return classifier, replace(model, description=replace(model.description, config=sized))
+
+
+def _score(
+    classifier: "Classifier | SeparateHead", task: str, samples: "Samples", labels: "Tensor"
+) -> Score:
+    import torch
+
+    device = classifier.device
     correct = 0
     with torch.no_grad():
         for indices in torch.arange(len(samples)).split(_BATCH):
@@ -159,7 +195,7 @@ def _score(model: TaskModel, samples: "Samples", labels: "Tensor", device: "torc
             logits = classifier.logits({key: value.to(device) for key, value in inputs.items()})
             if int(wanted.max()) >= logits.shape[1]:
                 raise DataError(
-                    f"the labels of task {model.task} go up to {int(wanted.max())}, "
+                    f"the labels of task {task} go up to {int(wanted.max())}, "
                     f"its head has {logits.shape[1]} classes"
                 )
             correct += int((logits.argmax(dim=1).cpu() == wanted).sum())

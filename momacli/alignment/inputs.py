@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,8 @@ def open_inputs(
     output: str | Path | None,
     base: str | Path | None,
     config: Path | None,
+    pooling: str | None,
+    features: str | None,
     force: bool,
     listener: Listener,
 ) -> Inputs:
@@ -83,6 +85,12 @@ def open_inputs(
             f"{path} does not say what kind of model it is",
             hint="give its config.json with --config",
         )
+    if pooling is not None or features is not None:
+        model = model.with_features(pooling, features)
+        configs = {
+            task: one.description.config for task, one in model.tasks.items() if one.description
+        }
+        recipe = replace(recipe, configs=configs)
     sources = task_sources(data, list(model.tasks))
     opened = (
         stack.enter_context(Checkpoint.open(Path(base)))

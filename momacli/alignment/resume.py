@@ -71,9 +71,19 @@ class Keeper:
         self.path.unlink(missing_ok=True)
 
 
-def state_key(settings: Settings, weights: Mapping[str, str], features: Sequence[Tensor]) -> str:
-    """Hash what determines a run: settings, SHA-256 of weights, fine-tuned features."""
+def state_key(
+    settings: Settings,
+    weights: Mapping[str, str],
+    features: Sequence[Tensor],
+    configs: Mapping[str, Mapping[str, object]] | None = None,
+) -> str:
+    """Hash what determines a run: settings, SHA-256 of weights, fine-tuned features.
+
+    configs: of the tasks' models, with what is said of their features.
+    """
     content = {"settings": asdict(settings), "weights": dict(weights)}
+    if configs:
+        content["configs"] = {task: dict(config) for task, config in configs.items()}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for values in features:
         digest.update(str(tuple(values.shape)).encode())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from momacli.data.features import FeatureCache, feature_key
 from momacli.data.loading import Samples, load_samples
 from momacli.data.reading import Reading
 from momacli.models.classification import Classifier
-from momacli.models.clip import VisionTower
+from momacli.models.separate_head import SeparateHead
 
 
 def prepare_tasks(
-    inputs: Inputs, classifier: Classifier | VisionTower, reading: Reading, cache: FeatureCache
+    inputs: Inputs, classifier: Classifier | SeparateHead, reading: Reading, cache: FeatureCache
 ) -> list[TaskData]:
     """Prepare each task's samples and its fine-tuned features, one encoder at a time.
 
@@ -61,8 +62,9 @@ def prepare_tasks(
 def _processor(model: TaskModel) -> dict[str, str]:
     """The content of the files that prepare inputs, for the key of the cache."""
     assert model.description is not None
+    folder = model.description.folder or Path()
     return {
-        file.name: file.read_text(encoding="utf-8", errors="replace")
+        file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8", errors="replace")
         for file in model.description.companions
     }
 

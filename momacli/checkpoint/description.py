@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from momacli.checkpoint import sentence_transformers
+from momacli.checkpoint.feature_rule import KEY, PAPER, with_rule
 from momacli.checkpoint.head_files import classes_of
 from momacli.checkpoint.index import read_json
 from momacli.checkpoint.reader import Checkpoint
@@ -35,6 +37,9 @@ COMPANIONS = (
 )
 """Files beside a config.json that belong to the model and travel with it."""
 
+PAPER_HEAD = "classifier.0.weight"
+"""The head in the paper's BERT models, an nn.Sequential of one layer."""
+
 
 @dataclass(frozen=True)
 class Description:
@@ -48,7 +53,8 @@ class Description:
         """The processor and tokenizer files that exist."""
         if self.folder is None:
             return []
-        return [self.folder / name for name in COMPANIONS if (self.folder / name).is_file()]
+        found = [self.folder / name for name in COMPANIONS if (self.folder / name).is_file()]
+        return found + sentence_transformers.companions(self.folder)
 
 
 def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description | None:
@@ -60,7 +66,7 @@ def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description 
     beside = path if checkpoint.is_folder else path.parent
     if config is not None:
         file = config / CONFIG if config.is_dir() else config
-        return Description(_named(_config(file), checkpoint), file.parent)
+        return Description(_completed(_config(file), checkpoint, file.parent), file.parent)
     if CONFIG_KEY in checkpoint.metadata:
         try:
             content = json.loads(checkpoint.metadata[CONFIG_KEY])
@@ -68,14 +74,29 @@ def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description 
             content = None
         if not isinstance(content, dict):
             raise CheckpointError(f"{path}: the config in its metadata is not a JSON object")
-        return Description(content, beside)
+        return Description(_completed(content, checkpoint, beside), beside)
     if (beside / CONFIG).is_file():
-        return Description(_named(_config(beside / CONFIG), checkpoint), beside)
+        return Description(_completed(_config(beside / CONFIG), checkpoint, beside), beside)
     return None
 
 
-def _named(config: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The config with the class names of a head file."""
+def _completed(
+    config: Mapping[str, Any], checkpoint: Checkpoint, folder: Path
+) -> Mapping[str, Any]:
+    """The config with what other files, and the layout, say of classes and features."""
+    config = with_class_names(config, checkpoint)
+    if KEY in config:
+        return config
+    if rule := sentence_transformers.rule_in(folder):
+        return with_rule(config, rule)
+    names = config.get("architectures")
+    bare = isinstance(names, list) and names[:1] == ["BertModel"]
+    is_paper = bare and PAPER_HEAD in checkpoint.entries
+    return with_rule(config, PAPER) if is_paper else config
+
+
+def with_class_names(config: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The config with the class names of a head file, if the checkpoint came with one."""
     names = classes_of(checkpoint)
     if not names:
         return config

@@ -7,11 +7,12 @@ A folder of experts reads the same way, only that each has an encoder of its own
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 from momacli.checkpoint.description import CONFIG, Description, describe
+from momacli.checkpoint.feature_rule import chosen_rule, with_rule
 from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.header import TensorEntry
 from momacli.checkpoint.plan import TASK_HEADS
@@ -65,6 +66,22 @@ class MultiTask:
                 result = _from_one(path, checkpoint, config)
             stack.pop_all()
             return result
+
+    def with_features(self, pooling: str | None, module: str | None) -> "MultiTask":
+        """The same with what the user said of features; None leaves it to the model.
+
+        Raises ConflictError where the model was aligned with other features.
+        """
+        if pooling is None and module is None:
+            return self
+        tasks = {}
+        for task, one in self.tasks.items():
+            assert one.description is not None
+            config = one.description.config
+            rule = chosen_rule(config, pooling, module, str(self.path))
+            described = replace(one.description, config=with_rule(config, rule))
+            tasks[task] = replace(one, description=described)
+        return replace(self, tasks=tasks)
 
     def close(self) -> None:
         """Close all files."""

@@ -192,7 +192,10 @@ def _describe(folder: Path, part: TaskPart) -> None:
     text = json.dumps(part.description.config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
     for file in part.description.companions:
-        shutil.copyfile(file, folder / file.name)
+        assert part.description.folder is not None
+        copy = folder / file.relative_to(part.description.folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def _link(source: Path, target: Path) -> None:

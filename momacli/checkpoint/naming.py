@@ -12,6 +12,7 @@ from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import read_header
 from momacli.checkpoint.provenance import KEY, is_task_name
 from momacli.checkpoint.reader import INDEX, SINGLE, Checkpoint, task_name
+from momacli.checkpoint.sentence_transformers import FILES as SENTENCE_FILES
 from momacli.errors import CheckpointError, ConflictError, MomaError, OutputError, UsageError
 
 BASE_NAMES = ("base", "pretrained", "zeroshot")
@@ -187,7 +188,7 @@ def _not_of_moma(target: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if _has_recipe(path):
                 weights += 1
-            elif name not in (CONFIG, INDEX, *COMPANIONS):
+            elif name not in (CONFIG, INDEX, *COMPANIONS, *SENTENCE_FILES):
                 yield path
     if not weights and any(target.iterdir()):
         yield target

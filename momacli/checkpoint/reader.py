@@ -270,8 +270,10 @@ def _check_index(index: Path, table: Mapping[str, str], checkpoint: Checkpoint) 
 
 
 def matches(key: str, patterns: Iterable[str]) -> bool:
-    """Whether a tensor's name matches one of the glob patterns."""
-    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+    """Whether a tensor's name matches one of the glob patterns, or is within a module named."""
+    return any(
+        fnmatch.fnmatchcase(key, pattern) or key.startswith(f"{pattern}.") for pattern in patterns
+    )
 
 
 def iterate_blocks(elements: int, block: int) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from momacli.cli.options import AsJson, Device, Force, ModelConfig, MovedBase
+from momacli.cli.options import AsJson, Device, Features, Force, ModelConfig, MovedBase, Pooling
 from momacli.cli.reading import MaxLength, MaxSamples, Sample, Strict, TextColumn, reading_from
 from momacli.errors import UsageError
 
@@ -82,6 +82,8 @@ def align(
     seed: Annotated[int, typer.Option(help="Of the choice and order of the samples.")] = 0,
     base: MovedBase = None,
     config: ModelConfig = None,
+    pooling: Pooling = None,
+    features: Features = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -145,6 +147,8 @@ def align(
             output=output,
             base=base,
             config=config,
+            pooling=pooling,
+            features=features,
             cache=cache,
             checkpoint_every=checkpoint_every,
             reading=reading_from(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from momacli.cli.options import Device, ModelConfig
+from momacli.cli.options import Device, Features, ModelConfig, Pooling
 from momacli.cli.reading import (
     LabelColumn,
     MaxLength,
@@ -45,6 +45,16 @@ def evaluate(
         typer.Option(metavar="MODEL", help="Another model to show beside; repeatable."),
     ] = None,
     config: ModelConfig = None,
+    pooling: Pooling = None,
+    features: Features = None,
+    heads: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB|MODULE",
+            help="Tensors of the heads, or the module that holds them; needed only where neither "
+            "config.json nor a merge tells. Repeatable.",
+        ),
+    ] = None,
     device: Device = "auto",
     max_samples: MaxSamples = None,
     sample: Sample = None,
@@ -70,6 +80,9 @@ def evaluate(
             [*models, *(compare or [])],
             data=data,
             config=config,
+            pooling=pooling,
+            features=features,
+            heads=heads or [],
             device=device,
             reading=reading_from(
                 max_samples,

@@ -84,9 +84,9 @@ def merge(
     heads: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB",
-            help="These tensors are classifier heads, kept per task; needed only where "
-            "config.json does not tell. Repeatable.",
+            metavar="GLOB|MODULE",
+            help="These tensors, or all of this module, are classifier heads, kept per task; "
+            "needed only where config.json does not tell. Repeatable.",
         ),
     ] = None,
     config: Annotated[

@@ -14,6 +14,22 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an output that mom
 ModelConfig = Annotated[
     str | None, typer.Option(metavar="FILE", help="A config.json for a model that has none.")
 ]
+Pooling = Annotated[
+    str | None,
+    typer.Option(
+        metavar="cls|pooler|mean|masked-mean",
+        help="What makes one feature vector of an encoder's output; default what the checkpoint "
+        "says. mean counts padding, to --max-length, and gives no attention mask.",
+    ),
+]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE",
+        help="Module of the network, by dots, whose output are the features; for architectures "
+        "that moma does not know.",
+    ),
+]
 MovedBase = Annotated[
     str | None,
     typer.Option(metavar="CKPT", help="The base, if it is not where the merge found it."),

@@ -27,6 +27,7 @@ from momacli.models.layout import head_names, sized_config
 class Network:
     """A built network in evaluation mode; tensors go by their checkpoint names."""
 
+    head_tensors: Sequence[str]  # names of a task's head, where there is one
     parameters: Mapping[str, nn.Parameter]  # of the encoder
     buffers: Mapping[str, Tensor]
 
@@ -53,7 +54,8 @@ class Network:
         """
         given = set(keys)
         wrong = [f"{shown(key)}   missing" for key in self._names if key not in given]
-        wrong += [f"{shown(key)}   unexpected" for key in sorted(given - set(self._names))]
+        unexpected = sorted(key for key in given - set(self._names) if not _is_numbering(key))
+        wrong += [f"{shown(key)}   unexpected" for key in unexpected]
         if wrong:
             raise ModelError(
                 f"{source} does not hold the tensors of a {type(self.module).__name__}",
@@ -97,6 +99,7 @@ class Classifier(Network):
         super().__init__(build(sized_config(config, entries, heads)), entries, device)
         self._keys = {name: key for key, name in self._names.items()}
         self._head = {self._names[key]: key for key in heads if key in self._names}
+        self.head_tensors = tuple(self._head.values())
         self._linear = linear_layers(self.module, self._head)
         self._recording: Recording | None = None
         self._features: Tensor | None = None  # of the pass under way
@@ -192,6 +195,11 @@ def checkpoint_names(module: nn.Module) -> dict[str, str]:
         with Checkpoint.open(Path(folder)) as saved:
             numbers = {int(saved.read(key)): key for key in saved.entries}
     return {numbers[index]: name for index, name in enumerate(names) if index in numbers}
+
+
+def _is_numbering(key: str) -> bool:
+    """Whether a tensor just counts positions, as older versions of transformers saved them."""
+    return key.rpartition(".")[2] == "position_ids"
 
 
 def _under_prefix_of(names: Mapping[str, str], entries: Collection[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Build a `transformers` network from a config.json, without weights and without remote code."""
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -40,6 +41,17 @@ def build_tower(config: Mapping[str, Any]) -> nn.Module:
     return _built(name, config)
 
 
+def build_network(config: Mapping[str, Any], *, pooler: bool = True) -> nn.Module:
+    """Build whatever network of transformers a config names, or its plain encoder.
+
+    pooler: whether the encoder has one, where its class leaves the choice.
+
+    Raises ModelError for classes that do not ship with transformers.
+    """
+    name = architecture(config)
+    return _built(name or _plain_encoder(config), config, pooler=pooler)
+
+
 _TOWERS = (
     "CLIPVisionModel",
     "CLIPVisionModelWithProjection",
@@ -49,19 +61,33 @@ _TOWERS = (
 )
 
 
-def _built(name: str, config: Mapping[str, Any]) -> nn.Module:
+def _plain_encoder(config: Mapping[str, Any]) -> str:
+    """The class that transformers' own AutoModel takes for a model_type; may be empty."""
+    with quiet():
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    found = MODEL_MAPPING_NAMES.get(str(config.get("model_type")), "")
+    return str(found if isinstance(found, str) else found[0])
+
+
+def _built(name: str, config: Mapping[str, Any], *, pooler: bool = True) -> nn.Module:
     with quiet():
         import transformers
 
-        kind = getattr(transformers, name, None)
-        if kind is None:
+        if not name:
+            raise ModelError("the config names neither an architecture nor a known model_type")
+        kind: Any = getattr(transformers, name, None)
+        known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+        if not known:
             raise ModelError(
                 f"this version of transformers has no {name}",
                 hint="moma runs no code from a checkpoint; install a version that has it",
             )
         plain = {key: value for key, value in config.items() if key != "auto_map"}
+        optional = "add_pooling_layer" in inspect.signature(kind).parameters
+        options = {"add_pooling_layer": pooler} if optional else {}
         try:
-            model: nn.Module = kind(kind.config_class.from_dict(plain))
+            model: nn.Module = kind(kind.config_class.from_dict(plain), **options)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ModelError(f"{name} cannot be built from its config.json: {error}") from error
     return model

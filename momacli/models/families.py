@@ -5,10 +5,14 @@ from typing import Any
 
 import torch
 
+from momacli.checkpoint.feature_rule import rule_of
 from momacli.checkpoint.header import TensorEntry
+from momacli.errors import ModelError
 from momacli.models.classification import Classifier
 from momacli.models.clip import VisionTower
-from momacli.models.layout import is_vision_tower
+from momacli.models.layout import architecture, is_classifier, is_vision_tower
+from momacli.models.pooled import PooledNetwork
+from momacli.models.separate_head import SeparateHead
 
 
 def open_classifier(
@@ -17,10 +21,22 @@ def open_classifier(
     *,
     heads: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
-) -> Classifier | VisionTower:
+) -> Classifier | SeparateHead:
     """Build the network of a config, with random weights. Raises ModelError for unknown ones.
 
     heads: names of the head's tensors, by default as the architecture has them.
     """
-    kind = VisionTower if is_vision_tower(config) else Classifier
+    kind: type[Classifier | VisionTower | PooledNetwork] = Classifier
+    if rule_of(config) is not None:
+        kind = PooledNetwork
+    elif is_vision_tower(config):
+        kind = VisionTower
+    elif not is_classifier(config):
+        raise ModelError(
+            f"what the features of {architecture(config) or 'a model without a class'} are is "
+            "unknown",
+            hint="say it: --pooling cls|pooler|mean|masked-mean for the output of its encoder, "
+            "--features MODULE for that of another module; with --heads MODULE where the model "
+            "has a head of its own",
+        )
     return kind(config, entries, heads=heads, device=device)

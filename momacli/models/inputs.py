@@ -15,7 +15,9 @@ from momacli.errors import ConflictError, UsageError
 from momacli.models.layout import (
     head_names,
     is_classifier,
+    is_encoder,
     is_vision_tower,
+    linear_beside,
     other_parts,
     sized_config,
 )
@@ -109,6 +111,8 @@ def open_inputs(
             wanted = experts[0].checkpoint.entries
             checkpoint = _under_names_of(checkpoint, wanted, listener)
         names = _head_names(found, checkpoint, heads)
+        if not names and heads is not None:
+            names = _linear_beside(found, checkpoint, opened)
         expert = expert_from(checkpoint, names)
         if expert.vector_of and config is None:
             found = _description_of_task_vector(expert, own)
@@ -123,7 +127,8 @@ def open_inputs(
     encoders = [set(one.checkpoint.entries) - set(one.heads.values()) for one in experts]
     opened = _under_names_of(opened, set().union(*encoders), listener)
     base_heads = _head_names(own, opened, heads)
-    if all(found and _has_known_parts(found.config) for found in descriptions.values()):
+    with_heads = any(expert.heads for expert in experts)
+    if all(found and _has_known_parts(found.config, with_heads) for found in descriptions.values()):
         base_heads += other_parts(opened.entries, set().union(*encoders, base_heads))
     return Inputs(opened, tuple(base_heads), tuple(experts), descriptions, own)
 
@@ -135,8 +140,19 @@ def _open(stack: ExitStack, item: Named) -> Checkpoint:
     return stack.enter_context(with_head_file(model))
 
 
-def _has_known_parts(config: Mapping[str, object]) -> bool:
-    return is_classifier(config) or is_vision_tower(config)
+def _linear_beside(
+    found: Description | None, checkpoint: Checkpoint, base: Checkpoint
+) -> list[str]:
+    """The head of an encoder that has none by its class: what it has and the base lacks."""
+    if found is None or not is_encoder(found.config) or isinstance(checkpoint, ComputedCheckpoint):
+        return []
+    encoder = under_names_of(base, checkpoint.entries).entries
+    return linear_beside(checkpoint.entries, encoder)
+
+
+def _has_known_parts(config: Mapping[str, object], with_heads: bool) -> bool:
+    known = is_classifier(config) or is_vision_tower(config)
+    return known or (with_heads and is_encoder(config))
 
 
 def _under_names_of(

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from momacli.checkpoint.head_files import HEAD
-from momacli.checkpoint.header import TensorEntry
+from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry
 from momacli.checkpoint.reader import matches
 
 _CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification")
@@ -33,9 +33,18 @@ def is_vision_tower(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in kinds and not is_classifier(config)
 
 
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether the config is of an encoder alone, such as a BertModel; heads are of our own."""
+    name = architecture(config)
+    bare = name.endswith("Model") and not name.endswith(("HeadModel", "HeadsModel"))
+    return (bare or not name) and "model_type" in config and not is_vision_tower(config)
+
+
 def takes_text(config: Mapping[str, Any]) -> bool:
     """Whether the samples of a model are texts; otherwise they are images."""
-    return architecture(config).endswith("ForSequenceClassification")
+    if is_classifier(config) or is_vision_tower(config):
+        return architecture(config).endswith("ForSequenceClassification")
+    return "vocab_size" in config and "image_size" not in config
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
@@ -86,6 +95,24 @@ def head_names(
         sizes[_module(key)] += entry.elements
     encoder = max(sizes, key=lambda module: sizes[module], default="")
     return [key for key in entries if _module(key) != encoder]
+
+
+def linear_beside(entries: Mapping[str, TensorEntry], encoder: Collection[str]) -> list[str]:
+    """The one linear layer that a checkpoint has beside an encoder of these tensors, if it is one.
+
+    It is the head of an encoder without one of its own: a weight, and perhaps its bias.
+    """
+    rest = {
+        key: entry.shape
+        for key, entry in entries.items()
+        if key not in encoder and entry.dtype in MERGEABLE_DTYPES
+    }
+    weights = [key for key, shape in rest.items() if len(shape) == 2]
+    if len(weights) != 1 or not weights[0].endswith("weight"):
+        return []
+    bias = weights[0].removesuffix("weight") + "bias"
+    fits = {weights[0]: rest[weights[0]], bias: rest[weights[0]][:1]}
+    return list(rest) if all(fits.get(key) == shape for key, shape in rest.items()) else []
 
 
 def other_parts(entries: Iterable[str], known: Collection[str]) -> list[str]:

@@ -29,6 +29,7 @@ class SeparateHead(Network, ABC):
     ):
         """heads: names of the head's tensors."""
         super().__init__(module, entries, device)
+        self.head_tensors = tuple(heads)
         self._heads = frozenset(heads)
         self._head: Head | None = None
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from momacli.checkpoint.feature_rule import FeatureRule, rule_of
 from momacli.errors import ModelError
-from momacli.models.factory import build, quiet
+from momacli.models.factory import build_network, quiet
 from momacli.models.interface import Padding
 
 _UNKNOWN = 1 << 20
@@ -38,10 +39,15 @@ class TextPreprocessor:
         max_length: tokens a text is cut to, by default as many as model and tokenizer allow.
         """
         self._tokenizer = load_tokenizer(folder)
+        self._rule = rule_of(config) or FeatureRule()
         with torch.device("meta"):
-            module = build(config)
+            module = build_network(config)
         self._accepted = set(inspect.signature(module.forward).parameters)
-        limits = [max_length, self._tokenizer.model_max_length, positions(module, config)]
+        self._whole = self._rule.pooling == "mean"
+        if self._whole:
+            self._accepted.discard("attention_mask")
+        wanted = max_length or self._rule.max_length
+        limits = [wanted, self._tokenizer.model_max_length, positions(module, config)]
         known = [limit for limit in limits if limit is not None and limit < _UNKNOWN]
         self.max_length: int = min(known, default=_DEFAULT_LENGTH)
         values = {
@@ -53,20 +59,46 @@ class TextPreprocessor:
     def __call__(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None
     ) -> list[dict[str, Tensor]]:
-        """Return the tokens of each text, or pair of texts: input name -> ids [length]."""
+        """Return the tokens of each text, or pair of texts: input name -> ids [length].
+
+        Raises ModelError for pairs where every text is cut in halves itself.
+        """
+        if self._rule.lower_case:
+            texts = [text.lower() for text in texts]
+            pairs = None if pairs is None else [text.lower() for text in pairs]
+        if self._rule.halves:
+            if pairs is not None:
+                raise ModelError("pairs of texts cannot be given to a model that halves each text")
+            return self._halved(texts)
         with quiet():
             encoded = self._tokenizer(
                 list(texts),
                 None if pairs is None else list(pairs),
                 truncation=True,
                 max_length=self.max_length,
-                padding=False,
+                padding="max_length" if self._whole else False,
             )
         kept = {key: rows for key, rows in encoded.items() if key in self._accepted}
         return [
             {key: torch.tensor(row, dtype=torch.int32) for key, row in zip(kept, rows, strict=True)}
             for rows in zip(*kept.values(), strict=True)
         ]
+
+    def _halved(self, texts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """[CLS] first half [SEP] second half [SEP], filled up with padding."""
+        tokenizer = self._tokenizer
+        with quiet():
+            encoded = tokenizer(list(texts), add_special_tokens=False, truncation=False)
+        rows = []
+        for ids in encoded["input_ids"]:
+            ids = ids[: self.max_length - 3]
+            half = len(ids) // 2
+            first, second = ids[:half], ids[half:]
+            row = [tokenizer.cls_token_id, *first, tokenizer.sep_token_id, *second]
+            row.append(tokenizer.sep_token_id)
+            row += [tokenizer.pad_token_id or 0] * (self.max_length - len(row))
+            rows.append({"input_ids": torch.tensor(row, dtype=torch.int32)})
+        return rows
 
 
 def load_tokenizer(folder: Path | None) -> Any:

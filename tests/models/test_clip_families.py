@@ -152,8 +152,8 @@ def test_accuracy_is_counted_with_the_class_names_of_the_head_file(place, vit_im
 
 
 def test_a_rotated_cosine_head_gives_the_probabilities_of_rotated_features():
-    from momacli.models.separate_head import unit_norm
     from momacli.models.interface import Head
+    from momacli.models.separate_head import unit_norm
 
     torch.manual_seed(0)
     W, z = 100 * torch.nn.functional.normalize(torch.randn(7, 32), dim=1), torch.randn(64, 32)
