@@ -6,7 +6,7 @@ beside that folder or file. Within moma its tensors are `zeroshot_head.weight` a
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from momacli.checkpoint.escaping import shown_path
@@ -17,7 +17,15 @@ HEAD = "zeroshot_head."
 CLASSES = "classes"
 """Metadata key of a head file: the names of its classes, a JSON list."""
 
+NORMALIZE = "normalize"
+"""Metadata key of a converted head: whether features are normalised before it."""
+
 _TENSORS = ("weight", "bias")
+
+
+def is_head(names: Collection[str]) -> bool:
+    """Whether these are the tensors of a head file."""
+    return "weight" in names and set(names) <= set(_TENSORS)
 
 
 class WithHead(Checkpoint):
@@ -26,11 +34,16 @@ class WithHead(Checkpoint):
     def __init__(self, model: Checkpoint, head: TensorFile):
         super().__init__(model.path, model.name, ())
         entries = head.header.entries
-        if "weight" not in entries or not set(entries) <= set(_TENSORS):
+        if not is_head(entries):
             raise CheckpointError(
                 f"{shown_path(head.path)} is not a head: expected weight and perhaps bias",
                 details=list(entries),
                 hint="moma head writes such files; rename it if it is something else",
+            )
+        if head.header.metadata.get(NORMALIZE) == "false":
+            raise CheckpointError(
+                f"{shown_path(head.path)} takes features that are not normalised, which only "
+                "heads within a model do"
             )
         self.files = (*model.files, head)
         own = {HEAD + key: (head, entry) for key, entry in entries.items()}

@@ -129,7 +129,7 @@ def _refuse_other_formats(path: Path, prefix: bytes) -> None:
     if is_pickle(prefix):
         raise CheckpointError(
             f"{name} is a pickle or zip archive, which can run code when it is loaded",
-            hint="have it saved as safetensors by whoever you have it from",
+            hint="moma convert FILE -o NAME.safetensors reads its tensors and runs nothing",
         )
     if prefix.startswith(b"version https://git-lfs"):
         raise CheckpointError(

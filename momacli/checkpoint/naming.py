@@ -10,6 +10,7 @@ from pathlib import Path
 from momacli.checkpoint.description import COMPANIONS, CONFIG
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import read_header
+from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG
 from momacli.checkpoint.provenance import KEY, is_task_name
 from momacli.checkpoint.reader import INDEX, SINGLE, Checkpoint, task_name
 from momacli.checkpoint.sentence_transformers import FILES as SENTENCE_FILES
@@ -188,7 +189,7 @@ def _not_of_moma(target: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if _has_recipe(path):
                 weights += 1
-            elif name not in (CONFIG, INDEX, *COMPANIONS, *SENTENCE_FILES):
+            elif name not in (CONFIG, OPEN_CLIP_CONFIG, INDEX, *COMPANIONS, *SENTENCE_FILES):
                 yield path
     if not weights and any(target.iterdir()):
         yield target

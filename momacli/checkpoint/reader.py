@@ -232,7 +232,7 @@ def _weight_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
     if others:
         hint = "give one of them, or save the shards with their index"
     elif pickles:
-        hint = f"{pickles[0]} is a pickle, which can run code: have it saved as safetensors"
+        hint = f"{pickles[0]} is a pickle: moma convert reads its tensors and runs nothing"
     else:
         hint = "give a .safetensors file or a folder written by save_pretrained"
     raise CheckpointError(

@@ -8,6 +8,7 @@ from momacli import __version__
 from momacli.cli import (
     absorb,
     align,
+    convert,
     demo,
     evaluate,
     head,
@@ -30,6 +31,7 @@ app.command("align", epilog=align.EPILOG)(align.align)
 app.command("absorb", epilog=absorb.EPILOG)(absorb.absorb)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("head", epilog=head.EPILOG)(head.head)
+app.command("convert", epilog=convert.EPILOG)(convert.convert)
 app.command("info", epilog=info.EPILOG)(info.info)
 app.command("verify", epilog=verify.EPILOG)(verify.verify)
 app.command("methods")(methods.methods)

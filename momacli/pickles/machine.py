@@ -1,0 +1,414 @@
+"""An interpreter of pickles that can do nothing but put plain values together.
+
+A pickle is a program for a stack machine. Python's own executes it: it imports what is named,
+calls it, and sets attributes. This one knows the same instructions (pickletools describes each)
+but a name stays a name, a call goes to a function that decides by name what to make of it, and
+long byte strings stay in the file. What it takes of time and memory grows with the file only.
+"""
+
+import codecs
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from momacli.pickles.values import Global, Instance
+from momacli.pickles.window import MalformedError, Window
+
+_MOST_STEPS = 5_000_000
+"""A large model takes some ten thousand; each may take a hundred bytes of memory."""
+
+_COPIED = 1 << 12
+"""Byte strings up to this length are read at once, longer ones when needed."""
+
+_LONGEST_LINE = 1 << 16
+_LONGEST_NUMBER = 1 << 10
+_LONGEST_TEXT = 1 << 30
+_DEEPEST_KEY = 8
+
+Rebuild = Callable[[Global, tuple[object, ...]], object]
+"""Makes something of a call, from the function's or class's name and the arguments."""
+
+
+class Budget:
+    """How many instructions are left, for a pickle and all pickles within it together."""
+
+    def __init__(self, steps: int = _MOST_STEPS):
+        self._steps = steps
+
+    def spend(self) -> None:
+        """Use one up. Raises MalformedError if there is none left."""
+        self._steps -= 1
+        if self._steps < 0:
+            raise MalformedError("it has more instructions than any model takes")
+
+
+class Machine:
+    """Reads one pickle after another out of a window."""
+
+    def __init__(
+        self,
+        window: Window,
+        budget: Budget,
+        *,
+        rebuild: Rebuild,
+        persistent: Callable[[object], object],
+    ):
+        """persistent: makes something of what is stored outside the pickle, by its id."""
+        self.position = 0
+        """Offset of the first byte not yet read."""
+        self.globals: set[Global] = set()
+        """All that was named."""
+        self._window = window
+        self._rebuild = rebuild
+        self._persistent = persistent
+        self._buffer, self._buffer_start = b"", 0
+        self._budget = budget
+        self._start()
+
+    def _start(self) -> None:
+        self._stack: list[Any] = []
+        self._marked: list[list[Any]] = []
+        self._memo: dict[int, object] = {}
+
+    def load(self) -> object:
+        """Read the next pickle. Raises MalformedError."""
+        self._start()
+        try:
+            return self._run()
+        except (IndexError, KeyError) as error:
+            raise MalformedError("it uses something that it did not make before") from error
+        except (TypeError, AttributeError, struct.error, OverflowError) as error:
+            raise MalformedError("its instructions do not fit its values") from error
+        except ValueError as error:
+            if isinstance(error, MalformedError):
+                raise
+            raise MalformedError("a number or text in it is not valid") from error
+
+    def _run(self) -> object:
+        while True:
+            self._budget.spend()
+            code = self.take(1)
+            if code == b".":
+                return self.pop()
+            step = _STEPS.get(code)
+            if step is None:
+                raise MalformedError(f"no instruction of a pickle begins with byte {code.hex()}")
+            step(self)
+
+    # reading
+
+    def take(self, count: int) -> bytes:
+        """Read the next bytes."""
+        start = self.position - self._buffer_start
+        if not 0 <= start <= start + count <= len(self._buffer):
+            if count > self._window.size - self.position:
+                raise MalformedError(f"it is cut off at byte {self._window.size}")
+            self._fill(max(count, min(1 << 16, 256 + len(self._buffer) * 2)))
+            start = 0
+        self.position += count
+        return self._buffer[start : start + count]
+
+    def _fill(self, count: int) -> None:
+        self._buffer = self._window.read(count, self.position)
+        self._buffer_start = self.position
+
+    def line(self) -> bytes:
+        """Read the rest of a line, without its end."""
+        start = self.position - self._buffer_start
+        stop = self._buffer.find(b"\n", start) if start >= 0 else -1
+        if stop < 0:
+            self._fill(_LONGEST_LINE)
+            start, stop = 0, self._buffer.find(b"\n")
+        if stop < 0:
+            raise MalformedError("a line in it has no end")
+        self.position += stop + 1 - start
+        return self._buffer[start:stop]
+
+    def number(self, layout: str) -> Any:
+        """Read one number of a struct layout."""
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def content(self, count: int) -> "bytes | Window":
+        """Read a byte string, or note where a long one lies."""
+        if count <= _COPIED:
+            return self.take(max(0, count))
+        found = self._window.part(self.position, count)
+        self.position += count
+        return found
+
+    def text(self, count: int) -> str:
+        """Read a text of so many bytes."""
+        if count > _LONGEST_TEXT:
+            raise MalformedError(f"it holds a text of {count} bytes")
+        return self.take(count).decode("utf-8", "surrogatepass")
+
+    # the stack
+
+    def push(self, value: object) -> None:
+        """Put a value on the stack."""
+        self._stack.append(value)
+
+    def pop(self) -> Any:
+        """Take the last value from the stack."""
+        return self._stack.pop()
+
+    @property
+    def top(self) -> Any:
+        """The last value on the stack."""
+        return self._stack[-1]
+
+    def mark(self) -> None:
+        """Begin a group of values."""
+        self._marked.append(self._stack)
+        self._stack = []
+
+    def group(self) -> list[Any]:
+        """End the group that began last, and take its values from the stack."""
+        values = self._stack
+        self._stack = self._marked.pop()
+        return values
+
+    def drop(self) -> None:
+        """Take a value from the stack, or the beginning of a group without any."""
+        if self._stack:
+            self._stack.pop()
+        else:
+            self.group()
+
+    def remember(self, key: int) -> None:
+        """Note the last value under a number."""
+        self._memo[key] = self.top
+
+    def recall(self, key: int) -> None:
+        """Put the value of a number on the stack."""
+        self.push(self._memo[key])
+
+    def memoize(self) -> None:
+        """Note the last value under the next number."""
+        self.remember(len(self._memo))
+
+    # what a pickle would have Python do
+
+    def name(self, module: object, name: object) -> None:
+        """Put the name of a class or function on the stack."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise MalformedError("the name of a class in it is no text")
+        found = Global(module, name)
+        self.globals.add(found)
+        self.push(found)
+
+    def call(self, function: object, arguments: object) -> None:
+        """Put on the stack what stands for the result of a call."""
+        if not isinstance(arguments, tuple):
+            raise MalformedError("the arguments of a call in it are none")
+        if isinstance(function, Global):
+            self.push(self._rebuild(function, arguments))
+        else:
+            self.push(Instance(None, (function, *arguments)))
+
+    def new(self, kind: object, arguments: object, _keywords: object = None) -> None:
+        """Put a new object on the stack; keyword arguments say nothing of tensors."""
+        self.call(kind, arguments)
+
+    def outside(self, key: object) -> None:
+        """Put on the stack what is stored outside the pickle."""
+        self.push(self._persistent(key))
+
+    def build(self) -> None:
+        """Give the last object its attributes."""
+        state, target = self.pop(), self.top
+        if not isinstance(target, Instance):
+            return  # of an OrderedDict or a tensor: not what it holds
+        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
+            own = state[0] if isinstance(state[0], dict) else {}
+            state = own | state[1]  # __dict__ and __slots__
+        target.state = state
+
+    def append(self, values: list[object]) -> None:
+        """Append to the list that is the last value."""
+        target = self.top
+        if isinstance(target, Instance):
+            if target.items is None:
+                target.items = []
+            target = target.items
+        _expect(list, target).extend(values)
+
+    def set_items(self, values: list[object]) -> None:
+        """Set entries of the dict that is the last value: key, value, key, value, ..."""
+        target = self.top
+        if isinstance(target, Instance):
+            if target.entries is None:
+                target.entries = {}
+            target = target.entries
+        table = _expect(dict, target)
+        if len(values) % 2:
+            raise MalformedError("a key in it has no value")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            table[_as_key(key)] = value
+
+    def add(self, values: list[object]) -> None:
+        """Add to the set that is the last value; sets are dicts here, which take less memory."""
+        _expect(dict, self.top).update(dict.fromkeys(map(_as_key, values)))
+
+
+def _expect(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise MalformedError(f"an instruction needs a {kind.__name__}")
+    return value
+
+
+def _as_key(key: object, depth: int = 0) -> object:
+    """A key, if it is one that can be hashed; the hash of deeply nested tuples ends the process."""
+    if isinstance(key, tuple):
+        if depth >= _DEEPEST_KEY:
+            raise MalformedError("a key in it is nested too deeply")
+        for item in key:
+            _as_key(item, depth + 1)
+    elif isinstance(key, list | dict):
+        raise MalformedError("a key in it cannot be one")
+    return key
+
+
+def _integer(line: bytes) -> "int | bool":
+    special = {b"00": False, b"01": True}
+    if line in special:
+        return special[line]
+    if len(line) > _LONGEST_NUMBER:
+        raise MalformedError("a number in it is too long")
+    return int(line.rstrip(b"L"))
+
+
+def _long(machine: Machine, count: int) -> int:
+    if not 0 <= count <= _LONGEST_NUMBER:
+        raise MalformedError("a number in it is too long")
+    return int.from_bytes(machine.take(count), "little", signed=True)
+
+
+def _quoted(line: bytes) -> str:
+    """A byte string as Python 2 wrote it, as text."""
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"'\"":
+        raise MalformedError("a text in it has no quotes")
+    return codecs.escape_decode(line[1:-1])[0].decode("latin-1")
+
+
+def _legacy_text(machine: Machine, count: int) -> "str | Window":
+    """A byte string of Python 2: a text, unless it is long."""
+    found = machine.content(_natural(count))
+    if not isinstance(found, bytes):
+        return found
+    return found.decode("latin-1")
+
+
+def _natural(count: int) -> int:
+    if count < 0:
+        raise MalformedError("the length of a text in it is negative")
+    return count
+
+
+def _frame(machine: Machine) -> None:
+    machine.take(8)  # its length: of use to those who read a frame at a time
+
+
+def _put_tuple(machine: Machine, count: int) -> None:
+    values = [machine.pop() for _ in range(count)]
+    machine.push(tuple(reversed(values)))
+
+
+def _dict(machine: Machine, values: list[object]) -> None:
+    machine.push({})
+    machine.set_items(values)
+
+
+def _object(machine: Machine, values: list[object]) -> None:
+    kind, *arguments = values
+    machine.new(kind, tuple(arguments))
+
+
+def _extension(_machine: Machine) -> None:
+    raise MalformedError("it uses copyreg's extension codes, which only their author knows")
+
+
+def _buffer(_machine: Machine) -> None:
+    raise MalformedError("part of it is outside the file (a pickle with out-of-band buffers)")
+
+
+_STEPS: dict[bytes, Callable[[Machine], object]] = {
+    # constants
+    b"N": lambda m: m.push(None),
+    b"\x88": lambda m: m.push(True),
+    b"\x89": lambda m: m.push(False),
+    # numbers
+    b"K": lambda m: m.push(m.number("<B")),
+    b"M": lambda m: m.push(m.number("<H")),
+    b"J": lambda m: m.push(m.number("<i")),
+    b"G": lambda m: m.push(m.number(">d")),
+    b"I": lambda m: m.push(_integer(m.line())),
+    b"L": lambda m: m.push(_integer(m.line())),
+    b"F": lambda m: m.push(float(m.line()[:_LONGEST_NUMBER])),
+    b"\x8a": lambda m: m.push(_long(m, m.number("<B"))),
+    b"\x8b": lambda m: m.push(_long(m, m.number("<i"))),
+    # texts
+    b"\x8c": lambda m: m.push(m.text(m.number("<B"))),
+    b"X": lambda m: m.push(m.text(m.number("<I"))),
+    b"\x8d": lambda m: m.push(m.text(m.number("<Q"))),
+    b"V": lambda m: m.push(m.line().decode("raw-unicode-escape")),
+    b"S": lambda m: m.push(_quoted(m.line())),
+    b"U": lambda m: m.push(_legacy_text(m, m.number("<B"))),
+    b"T": lambda m: m.push(_legacy_text(m, m.number("<i"))),
+    # bytes
+    b"C": lambda m: m.push(m.content(m.number("<B"))),
+    b"B": lambda m: m.push(m.content(m.number("<I"))),
+    b"\x8e": lambda m: m.push(m.content(m.number("<Q"))),
+    b"\x96": lambda m: m.push(m.content(m.number("<Q"))),
+    b"\x97": _buffer,
+    b"\x98": _buffer,
+    # groups
+    b"(": Machine.mark,
+    b"0": Machine.drop,
+    b"1": lambda m: m.group(),
+    b"2": lambda m: m.push(m.top),
+    b")": lambda m: m.push(()),
+    b"t": lambda m: m.push(tuple(m.group())),
+    b"\x85": lambda m: _put_tuple(m, 1),
+    b"\x86": lambda m: _put_tuple(m, 2),
+    b"\x87": lambda m: _put_tuple(m, 3),
+    b"]": lambda m: m.push([]),
+    b"l": lambda m: m.push(list(m.group())),
+    b"a": lambda m: m.append([m.pop()]),
+    b"e": lambda m: m.append(m.group()),
+    b"}": lambda m: m.push({}),
+    b"d": lambda m: _dict(m, m.group()),
+    b"s": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
+    b"u": lambda m: m.set_items(m.group()),
+    b"\x8f": lambda m: m.push({}),
+    b"\x90": lambda m: m.add(m.group()),
+    b"\x91": lambda m: m.push(frozenset(map(_as_key, m.group()))),
+    # what was made before
+    b"p": lambda m: m.remember(_integer(m.line())),
+    b"q": lambda m: m.remember(m.number("<B")),
+    b"r": lambda m: m.remember(m.number("<I")),
+    b"\x94": Machine.memoize,
+    b"g": lambda m: m.recall(_integer(m.line())),
+    b"h": lambda m: m.recall(m.number("<B")),
+    b"j": lambda m: m.recall(m.number("<I")),
+    # names, calls and objects
+    b"c": lambda m: m.name(m.line().decode("utf-8"), m.line().decode("utf-8")),
+    b"\x93": lambda m: m.name(*[m.pop(), m.pop()][::-1]),
+    b"R": lambda m: m.call(*[m.pop(), m.pop()][::-1]),
+    b"\x81": lambda m: m.new(*[m.pop(), m.pop()][::-1]),
+    b"\x92": lambda m: m.new(*[m.pop(), m.pop(), m.pop()][::-1]),
+    b"i": lambda m: m.new(
+        Global(m.line().decode("utf-8"), m.line().decode("utf-8")), tuple(m.group())
+    ),
+    b"o": lambda m: _object(m, m.group()),
+    b"b": Machine.build,
+    b"P": lambda m: m.outside(m.line().decode("utf-8")),
+    b"Q": lambda m: m.outside(m.pop()),
+    b"\x82": _extension,
+    b"\x83": _extension,
+    b"\x84": _extension,
+    # what concerns the writing alone
+    b"\x80": lambda m: m.take(1),
+    b"\x95": _frame,
+}
+"""What each instruction does, by its first byte."""
