@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from momacli.adapters.config import config_file, read_adapter_config
 from momacli.checkpoint.dtypes import is_held
+from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import TensorEntry
 from momacli.checkpoint.multitask import MultiTask
 from momacli.checkpoint.provenance import Input, Recipe, decode_recipe, input_path
-from momacli.checkpoint.reader import Checkpoint, iterate_blocks
+from momacli.checkpoint.reader import Checkpoint, is_adapter, iterate_blocks
 from momacli.errors import CheckpointError
 from momacli.progress import Listener, Progress, ignore
 
@@ -65,6 +67,7 @@ class Info:
     parameters: int
     nbytes: int
     origin: Origin
+    adapter: str | None = None  # what kind of adapter it is and of which base, by its own word
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def info(path: str | Path) -> Info:
     place = Path(path)
     with MultiTask.open(place) as opened:
         recipe, tasks = opened.recipe, tuple(opened.tasks)
+        adapter = next(map(_adapter, filter(is_adapter, opened.checkpoints)), None)
         entries: dict[str, TensorEntry] = {}
         seen = set()
         for checkpoint in opened.checkpoints:
@@ -124,7 +128,13 @@ def info(path: str | Path) -> Info:
         parameters=sum(module.parameters for module in modules),
         nbytes=sum(module.nbytes for module in modules),
         origin=_origin(place.name, place, {}, recipe, _DEEPEST),
+        adapter=adapter,
     )
+
+
+def _adapter(checkpoint: Checkpoint) -> str:
+    config = read_adapter_config(config_file(checkpoint))
+    return f"{config} for {shown(config.base_name)}" if config.base_name else str(config)
 
 
 def _origin(

@@ -9,6 +9,7 @@ from typing import Any
 
 from momacli.checkpoint.description import Description, describe
 from momacli.checkpoint.escaping import shown_path
+from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.header import MERGEABLE_DTYPES
 from momacli.checkpoint.multitask import MultiTask
 from momacli.checkpoint.naming import Named, check_name
@@ -194,7 +195,7 @@ def _recorded_step(recorded: Recipe, place: Path) -> Step:
         exclude=tuple(map(str, given.pop("exclude", ()))),
         rules=tuple(Rule.decode(item) for item in given.pop("rules", ())),
     )
-    for key in ("heads", "config", "allow_nonfinite", "vocab"):
+    for key in ("heads", "config", "allow_nonfinite", "vocab", "rotations"):
         given.pop(key, None)
     return replace(step, options=given)
 
@@ -313,7 +314,8 @@ class _Chain:
         for (other, place), checkpoint in self._opened.items():
             if place == path and name in (None, other):
                 return checkpoint
-        checkpoint = self._stack.enter_context(Checkpoint.open(path, name=name))
+        opened = self._stack.enter_context(Checkpoint.open(path, name=name))
+        checkpoint = self._stack.enter_context(with_head_file(opened))
         self._opened[checkpoint.name, path] = checkpoint
         return checkpoint
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from momacli.adapters.checkpoint import with_adapter
 from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.naming import choose_output
 from momacli.checkpoint.plan import Expert, expert_from
 from momacli.checkpoint.provenance import Input, Recipe, check_unchanged, open_input
-from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.reader import Checkpoint, is_adapter
 from momacli.checkpoint.renaming import under_names_of
 from momacli.data.folders import task_sources
 from momacli.errors import ConflictError, ModelError, UsageError
@@ -101,7 +102,11 @@ def open_inputs(
     opened = under_names_of(opened, names)
     experts = {}
     for item in recipe.inputs:
-        checkpoint = under_names_of(_with_head(stack, item, path), names)
+        checkpoint = _with_head(stack, item, path)
+        if is_adapter(checkpoint):
+            checkpoint = with_adapter(opened, checkpoint)
+        else:
+            checkpoint = under_names_of(checkpoint, names)
         experts[item.name] = expert_from(checkpoint, recipe.heads)
     for item, checkpoint in [
         *([(recipe.base, opened)] if recipe.base else []),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from momacli.adapters.checkpoint import AdaptedCheckpoint
 from momacli.alignment.fit import TaskData, encode_all
 from momacli.alignment.inputs import Inputs
 from momacli.checkpoint.multitask import TaskModel
@@ -41,7 +42,7 @@ def prepare_tasks(
         prepared: dict[str, Any] = {**samples.preparation, **_processor(model)}
         prepared["config"] = dict(model.description.config)
         weights = expert.checkpoint.sha256()
-        if expert.is_task_vector:
+        if expert.is_task_vector or isinstance(expert.checkpoint, AdaptedCheckpoint):
             weights = weights | {f"base/{k}": v for k, v in inputs.base.sha256().items()}
         key = feature_key(weights, prepared, samples.files, source)
         features = cache.get(key, len(samples))

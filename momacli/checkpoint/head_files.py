@@ -32,7 +32,7 @@ class WithHead(Checkpoint):
     """A checkpoint together with the head in a file beside it."""
 
     def __init__(self, model: Checkpoint, head: TensorFile):
-        super().__init__(model.path, model.name, ())
+        super().__init__(model.path, model.name, (), model.beside)
         entries = head.header.entries
         if not is_head(entries):
             raise CheckpointError(

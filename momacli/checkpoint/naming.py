@@ -12,7 +12,7 @@ from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import read_header
 from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG
 from momacli.checkpoint.provenance import KEY, is_task_name
-from momacli.checkpoint.reader import INDEX, SINGLE, Checkpoint, task_name
+from momacli.checkpoint.reader import INDEX, Checkpoint, is_model_folder, task_name
 from momacli.checkpoint.sentence_transformers import FILES as SENTENCE_FILES
 from momacli.errors import CheckpointError, ConflictError, MomaError, OutputError, UsageError
 
@@ -79,12 +79,11 @@ def named_input(item: str | Path) -> Named:
 
 def _checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder that is none itself; empty where there are none or only one."""
-    if not folder.is_dir() or (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+    if not folder.is_dir() or is_model_folder(folder):
         return []
     inner = [item for item in sorted(folder.iterdir()) if item.suffix == ".safetensors"]
     if not inner:
-        weights = [*folder.glob(f"*/{SINGLE}"), *folder.glob(f"*/{INDEX}")]
-        inner = sorted({file.parent for file in weights})
+        inner = sorted(item for item in folder.iterdir() if is_model_folder(item))
     return inner if len(inner) > 1 else []
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from momacli import __version__
 from momacli.checkpoint.escaping import shown, shown_path
+from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.scanner import unique
 from momacli.errors import CheckpointError, ConflictError
@@ -113,7 +114,7 @@ def record_input(
     checkpoint: Checkpoint, output: Path, *, digests: bool, task_vector: bool = False
 ) -> Input:
     """Describe an input of `output`; without `digests`, placeholders of the same length."""
-    files = {file.path.name: UNKNOWN_DIGEST for file in checkpoint.files}
+    files = dict.fromkeys(checkpoint.file_names, UNKNOWN_DIGEST)
     if digests:
         files = checkpoint.sha256()
     return Input(checkpoint.name, relative_path(checkpoint.path, output), files, task_vector)
@@ -130,9 +131,13 @@ def input_path(item: Input, output: Path) -> Path:
 
 
 def open_input(item: Input, output: Path) -> Checkpoint:
-    """Open an input that the recipe of `output` names, where it was. Raises CheckpointError."""
+    """Open an input that the recipe of `output` names, where it was, with its head file if any.
+
+    Raises CheckpointError.
+    """
     try:
-        return Checkpoint.open(input_path(item, output), name=item.name)
+        opened = Checkpoint.open(input_path(item, output), name=item.name)
+        return opened if set(item.files) <= set(opened.file_names) else with_head_file(opened)
     except CheckpointError as error:
         raise CheckpointError(
             f"{shown_path(output)} was made from {shown(item.name)}, which cannot be opened: "

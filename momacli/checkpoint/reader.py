@@ -1,12 +1,13 @@
 """One model's tensors on disk, known by their headers and read one at a time.
 
 A checkpoint is a `.safetensors` file, a model folder (`config.json` and
-`model.safetensors`), or a folder whose `model.safetensors.index.json` names its shards. Data
-is read with `pread` into memory of its own, never mapped: a file cut short during a run gives
-an error that names it.
+`model.safetensors`), a folder whose `model.safetensors.index.json` names its shards, or the
+folder of a PEFT adapter, of which its factors are read as they are. Data is read with `pread`
+into memory of its own, never mapped: a file cut short during a run gives an error that names it.
 """
 
 import fnmatch
+import hashlib
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 
 _CONVERTED = 1 << 18
 """Elements held in the type of the file while they are converted."""
@@ -54,10 +57,14 @@ class Checkpoint:
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, path: Path, name: str, files: Iterable[TensorFile]):
+    def __init__(
+        self, path: Path, name: str, files: Iterable[TensorFile], beside: Iterable[Path] = ()
+    ):
+        """beside: files without tensors that what it means depends on."""
         self.path = path
         self.name = name
         self.files = tuple(files)
+        self.beside = tuple(beside)
         self._where: dict[str, tuple[TensorFile, TensorEntry]] = {}
         twice = []
         for file in self.files:
@@ -84,7 +91,8 @@ class Checkpoint:
                 file = TensorFile(part)
                 stack.callback(file.close)
                 files.append(file)
-            checkpoint = cls(path, name or task_name(path), files)
+            beside = [path / ADAPTER_CONFIG] if parts == [path / ADAPTER] else []
+            checkpoint = cls(path, name or task_name(path), files, beside)
             if index is not None:
                 _check_index(path / INDEX, index, checkpoint)
             stack.pop_all()
@@ -173,9 +181,15 @@ class Checkpoint:
         for file in self.files:
             file.start_hash()
 
+    @property
+    def file_names(self) -> list[str]:
+        """The names, within the folder, of the files that `sha256` is of."""
+        return [file.path.name for file in self.files] + [path.name for path in self.beside]
+
     def sha256(self) -> dict[str, str]:
         """SHA-256 of each file by its name within the folder (or its own name)."""
-        return {file.path.name: file.sha256() for file in self.files}
+        digests = {file.path.name: file.sha256() for file in self.files}
+        return digests | {path.name: _digest_of(path) for path in self.beside}
 
     def hash_anew(self) -> None:
         """Let `sha256` be of every byte that is there, whatever was remembered of the files."""
@@ -218,6 +232,8 @@ def _weight_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
             return [path], None
+        if (path / ADAPTER_CONFIG).is_file():
+            return [_adapter_file(path)], None
         if (path / SINGLE).is_file():
             return [path / SINGLE], None
         if (path / INDEX).is_file():
@@ -240,6 +256,41 @@ def _weight_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
         details=[shown_path(file.relative_to(path)) for file in others],
         hint=hint,
     )
+
+
+def _adapter_file(path: Path) -> Path:
+    """The weights of an adapter; beside a whole model nobody can tell which of them is meant."""
+    models = [name for name in (SINGLE, INDEX) if (path / name).is_file()]
+    if models:
+        raise CheckpointError(
+            f"{shown_path(path)} holds both a model and an adapter",
+            details=[*models, ADAPTER_CONFIG],
+            hint="move one of them to a folder of its own",
+        )
+    if not (path / ADAPTER).is_file():
+        pickles = ", ".join(_pickles(path))
+        raise CheckpointError(
+            f"{shown_path(path)} holds an {ADAPTER_CONFIG} but no {ADAPTER}",
+            hint=f"{pickles} is a pickle, which can run code: have it saved as safetensors"
+            if pickles
+            else "download the rest of the folder",
+        )
+    return path / ADAPTER
+
+
+def _digest_of(path: Path) -> str:
+    with Source(path) as source:
+        return hashlib.sha256(source.read(source.size, 0)).hexdigest()
+
+
+def is_adapter(checkpoint: Checkpoint) -> bool:
+    """Whether this is a PEFT adapter, as it lies on disk."""
+    return any(path.name == ADAPTER_CONFIG for path in checkpoint.beside)
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder holds a model or an adapter under the names that libraries look for."""
+    return any((path / name).is_file() for name in (SINGLE, INDEX, ADAPTER_CONFIG))
 
 
 def _pickles(folder: Path) -> list[str]:

@@ -51,6 +51,8 @@ def info(
         return
     print_table(_contents(found, tensors=tensors))
     print()
+    if found.adapter:
+        print(plain(found.adapter))
     for line in _tree(found.origin):
         print(plain(line))
 

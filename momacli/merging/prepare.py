@@ -87,6 +87,10 @@ def prepare(
     work = StreamedMerge(
         plan, chosen, checked, table, "tensor" if scope == "tensor" else "global", seed, settings
     )
+    if chosen.name == "orthomerge":
+        from momacli.adapters.oft_merge import in_lie_algebra
+
+        work = in_lie_algebra(work, listener)
     selection = {
         "exclude": list(exclude),
         "heads": list(heads or ()),

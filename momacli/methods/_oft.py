@@ -31,7 +31,11 @@ def skew_blocks(adapter: Float[Tensor, "blocks entries"]) -> Float[Tensor, "bloc
 
 
 def oft_rotations(
-    q: Float[Tensor, "blocks b b"], *, use_cayley_neumann: bool, num_cayley_neumann_terms: int = 5
+    q: Float[Tensor, "blocks b b"],
+    *,
+    use_cayley_neumann: bool,
+    num_cayley_neumann_terms: int = 5,
+    last_term_doubled: bool = False,
 ) -> Float[Tensor, "blocks b b"]:
     """Return the blocks of R as PEFT computes them; both settings stand in adapter_config.json.
 
@@ -40,11 +44,14 @@ def oft_rotations(
         (I - Q)(I + Q)^-1, which is the inverse of what the series approaches: an adapter means
         nothing without this flag.
     num_cayley_neumann_terms: of the series; PEFT's three terms are the same as its four.
+    last_term_doubled: as PEFT before 0.18 had it: five terms ended in 2Q^4, three in 2Q^2.
     """
     if not use_cayley_neumann:
         return cayley(-q)
     if num_cayley_neumann_terms <= 2:
-        coefficients = [1, 2][:num_cayley_neumann_terms]
+        coefficients = [1, 2][: max(1, num_cayley_neumann_terms)]
+    elif last_term_doubled:
+        coefficients = [1, *[2] * (num_cayley_neumann_terms - 1)]
     else:
         coefficients = [1, *[2] * (max(num_cayley_neumann_terms, 4) - 2), 1]
     eye = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)

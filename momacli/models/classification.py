@@ -202,6 +202,17 @@ def _is_numbering(key: str) -> bool:
     return key.rpartition(".")[2] == "position_ids"
 
 
+def tensor_names(config: Mapping[str, Any], entries: Collection[str]) -> set[str]:
+    """The names of a classifier's tensors in a file; of tied ones those that are in `entries`.
+
+    No memory is taken for weights. Raises ModelError as `build` does.
+    """
+    with torch.device("meta"):
+        module = build(config)
+    names = _under_prefix_of(checkpoint_names(module), entries)
+    return set(_stored(names, module, entries)[0])
+
+
 def _under_prefix_of(names: Mapping[str, str], entries: Collection[str]) -> dict[str, str]:
     """The names with the prefix that a file puts before all of them, or takes from them."""
     prefix = common_prefix(names, entries)

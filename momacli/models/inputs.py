@@ -1,15 +1,17 @@
 """The inputs of a merge, opened: a base, and experts told apart from their heads."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from momacli.adapters.checkpoint import AdaptedCheckpoint, with_adapter
 from momacli.checkpoint.description import Description, describe
+from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.naming import Named
 from momacli.checkpoint.plan import Expert, check_patterns, expert_from, task_vector_recipe
-from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.reader import Checkpoint, is_adapter
 from momacli.checkpoint.renaming import RenamedCheckpoint, under_names_of
 from momacli.errors import ConflictError, UsageError
 from momacli.models.layout import (
@@ -100,8 +102,8 @@ def open_inputs(
     own = _description(opened, config)
     experts: list[Expert] = []
     descriptions: dict[str, Description | None] = {}
-    for item in named:
-        checkpoint = _open(stack, item)
+    checkpoints = _adapted(opened, own, [_open(stack, item) for item in named], listener)
+    for item, checkpoint in zip(named, checkpoints, strict=True):
         found = _description(checkpoint, config)
         if PROJECTION in opened.entries and not isinstance(opened, ComputedCheckpoint):
             checkpoint = _under_names_of(checkpoint, opened.entries, listener)
@@ -150,6 +152,51 @@ def _linear_beside(
     return linear_beside(checkpoint.entries, encoder)
 
 
+def _adapted(
+    base: Checkpoint,
+    description: Description | None,
+    checkpoints: Sequence[Checkpoint],
+    listener: Listener,
+) -> list[Checkpoint]:
+    """The experts, adapters put in their base. Raises ConflictError with all that fits nowhere."""
+    if is_adapter(base):
+        raise ConflictError(
+            f"the base {base.path} is an adapter",
+            hint="give the model that it was trained on with --base, and the adapter as an expert",
+        )
+    found: list[Checkpoint] = []
+    refused: list[ConflictError] = []
+    for checkpoint in checkpoints:
+        if not is_adapter(checkpoint):
+            found.append(checkpoint)
+            continue
+        try:
+            adapted = with_adapter(base, checkpoint, description, _tensors_of)
+        except ConflictError as error:
+            refused.append(error)
+            continue
+        trained_on = adapted.config.base_name
+        said = f", which says it was trained on {shown(trained_on)}" if trained_on else ""
+        listener(Notice(f"{shown_path(checkpoint.path)}: {adapted.config}{said}"))
+        found.append(adapted)
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        raise ConflictError(
+            f"{len(refused)} adapters do not fit the base {base.path}",
+            details=[line for error in refused for line in error.details],
+            hint=refused[0].hint,
+        )
+    return found
+
+
+def _tensors_of(config: Mapping[str, object], known: Collection[str]) -> Set[str]:
+    """The names of a classifier's tensors; torch and transformers are only needed for this."""
+    from momacli.models.classification import tensor_names
+
+    return tensor_names(config, known)
+
+
 def _has_known_parts(config: Mapping[str, object], with_heads: bool) -> bool:
     known = is_classifier(config) or is_vision_tower(config)
     return known or (with_heads and is_encoder(config))
@@ -178,6 +225,8 @@ def _head_names(
     """Names of the head's tensors; the result of a merge has none, its experts have."""
     if heads is None or isinstance(checkpoint, MergedCheckpoint):
         return []
+    if isinstance(checkpoint, AdaptedCheckpoint) and description is None and not heads:
+        return list(checkpoint.layout.own)
     return head_names(description.config if description else None, checkpoint.entries, heads)
 
 

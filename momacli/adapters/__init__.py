@@ -1,0 +1,1 @@
+"""PEFT adapters (LoRA, OFT): what they say, and the checkpoints they make of a base."""
