@@ -49,8 +49,13 @@ def linear_layers(module: nn.Module, heads: Collection[str]) -> dict[str, nn.Lin
 
 
 @torch.no_grad()
-def record(module: nn.Module, heads: Collection[str], batch: Batch) -> Recording:
+def record(
+    module: nn.Module, heads: Collection[str], batch: Batch, *, verified: bool = False
+) -> Recording:
     """Run one forward pass and note what `Recording` holds.
+
+    verified: the caller compares what comes out with the whole head, so that modules around the
+        linear layers may have weights of their own, to use after them.
 
     Raises ModelError if a layer of the head with weights of its own comes before the first
     linear one: its output would depend on the task, and could not be shared features.
@@ -76,6 +81,7 @@ def record(module: nn.Module, heads: Collection[str], batch: Batch) -> Recording
         part
         for part, name in names.items()
         if any(f"{name}.{key}" in heads for key, _ in part.named_parameters(recurse=False))
+        and not (verified and part not in linear and any(one in linear for one in part.modules()))
     ]
     hooks = [part.register_forward_hook(answered) for part in encoder]
     hooks += [part.register_forward_pre_hook(called) for part in own]

@@ -142,14 +142,14 @@ class _HeadAlone:
         """names: its tensors, as the network names them, and their names in the checkpoint."""
         self._path = _common_module(list(names))
         module = _submodule(network, self._path, "--heads")
-        self._alone = _Logits(module)
+        self._alone = NamedHead(module)
         skipped = len(self._path) + 1
         self._keys = {f"head.{name[skipped:]}": key for name, key in names.items()}
         linear = linear_layers(self._alone, self._keys)
         width = next(iter(linear.values())).in_features
         try:
             zeros = {"features": torch.zeros(1, width, device=device)}
-            self._recording: Recording = record(self._alone, self._keys, zeros)
+            self._recording: Recording = record(self._alone, self._keys, zeros, verified=True)
         except _FAILURES as error:
             raise ModelError(
                 f"the module {self._path} of {type(network).__name__} cannot be applied to one "
@@ -173,7 +173,7 @@ class _HeadAlone:
         )
 
 
-class _Logits(nn.Module):
+class NamedHead(nn.Module):
     """A head as the rest of moma knows whole networks: by an output with logits."""
 
     def __init__(self, head: nn.Module):
@@ -181,6 +181,7 @@ class _Logits(nn.Module):
         self.head = head
 
     def forward(self, features: Tensor) -> SimpleNamespace:
+        """Return an output with the head's logits."""
         return SimpleNamespace(logits=self.head(features))
 
 
