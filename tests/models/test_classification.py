@@ -1,6 +1,7 @@
 import pytest
 import torch
 import transformers
+from tiny_images import IMAGE_CONFIGS
 
 from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import ModelError
@@ -8,30 +9,15 @@ from momacli.models.classification import Classifier, checkpoint_names, read_hea
 from momacli.models.factory import build, quiet
 from momacli.models.layout import class_names, head_names, sized_config
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 3}
-CONFIGS = {
-    "ViT": transformers.ViTConfig(image_size=8, patch_size=4, intermediate_size=32, **SMALL),
-    "DeiT": transformers.DeiTConfig(image_size=8, patch_size=4, intermediate_size=32, **SMALL),
-    "Dinov2": transformers.Dinov2Config(image_size=8, patch_size=4, **SMALL),
-    "Swin": transformers.SwinConfig(
-        image_size=8, patch_size=2, embed_dim=8, depths=[1], num_heads=[1], window_size=2,
-        num_labels=3,
-    ),
-    "ConvNext": transformers.ConvNextConfig(
-        hidden_sizes=[8], depths=[1], num_stages=1, num_labels=3
-    ),
-    "ResNet": transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=3
-    ),
-}  # fmt: skip
 
-
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=IMAGE_CONFIGS)
 def saved(request, tmp_path_factory):
     """A model folder as `save_pretrained` writes it, and the model itself."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(request.param)
-    model = getattr(transformers, f"{request.param}ForImageClassification")(CONFIGS[request.param])
+    model = getattr(transformers, f"{request.param}ForImageClassification")(
+        IMAGE_CONFIGS[request.param]
+    )
     with quiet():
         model.save_pretrained(folder)
     return folder, model.eval()
@@ -88,7 +74,7 @@ def test_names_in_files_map_to_the_tensors_of_the_built_model(saved):
 
 @pytest.fixture
 def vit(tmp_path):
-    config = CONFIGS["ViT"].to_dict() | {"architectures": ["ViTForImageClassification"]}
+    config = IMAGE_CONFIGS["ViT"].to_dict() | {"architectures": ["ViTForImageClassification"]}
     with quiet():
         build(config).save_pretrained(tmp_path)
     return config, tmp_path
