@@ -6,11 +6,12 @@ Every promise of the format is checked here, before any data is read, and memory
 for what the file really holds: https://github.com/huggingface/safetensors#format
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NamedTuple, NoReturn
 
 from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.scanner import NameTwiceError, Scanner
@@ -35,6 +36,19 @@ DTYPE_BITS: Mapping[str, int] = {
 MERGEABLE_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 """Types that task vectors can be formed of."""
 
+_S, _N = r"[ \t\n\r]*", "(?:0|[1-9][0-9]{0,17})"  # space; a number that is below 2^63
+_FIELD = (
+    rf'"(?:dtype"{_S}:{_S}"(?P<dtype>[A-Z0-9_]+)"'
+    rf'|shape"{_S}:{_S}\[{_S}(?P<shape>(?:{_N}{_S}(?:,{_S}{_N}{_S}){{0,63}})?)\]'
+    rf'|data_offsets"{_S}:{_S}\[{_S}(?P<start>{_N}){_S},{_S}(?P<stop>{_N}){_S}\])'
+)
+_PLAIN = re.compile(
+    rf'"(?!__metadata__")(?P<name>[^"\\\x00-\x1f]*)"{_S}:{_S}'
+    rf'\{{{_S}(?:{_FIELD}{_S}(?:,{_S}(?=")|(?=\}}))){{3}}\}}{_S},{_S}(?=")'
+    "(?(dtype)|(?!))(?(shape)|(?!))(?(start)|(?!))"  # each of the three once
+)
+"""A member of the header as programs write it: a tensor, and the comma after it."""
+
 _FORMATS = (
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file"),
@@ -44,8 +58,7 @@ _FORMATS = (
 """First bytes of what else weights come in."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """Where one tensor lies: its type, shape, and byte range within the file."""
 
     name: str
@@ -155,13 +168,23 @@ def _parse(path: Path, raw: bytes) -> tuple[list[TensorEntry], dict[str, str]]:
         _damaged(path, "its header is not a JSON object")
     data_start = 8 + len(raw)
     entries, metadata = [], {}
+    shapes: dict[str, tuple[int, ...]] = {}  # by their text: most are there many times
     try:
         scanner = Scanner(raw.decode("utf-8"))
-        for name in scanner.members():
-            if name == "__metadata__":
+        del raw
+        for name, plain in scanner.members(_PLAIN):
+            if plain is not None:
+                dtype, sizes, start, stop = plain.group("dtype", "shape", "start", "stop")
+                shape = shapes.get(sizes)
+                if shape is None:
+                    shape = shapes[sizes] = tuple(map(int, sizes.split(","))) if sizes else ()
+                fields = dtype, shape, int(start), int(stop)
+            elif name == "__metadata__":
                 metadata = _metadata(path, scanner)
+                continue
             else:
-                entries.append(_entry(path, name, _fields(path, name, scanner), data_start))
+                fields = _fields(path, name, scanner)
+            entries.append(_entry(path, name, fields, data_start))
         scanner.end()
     except NameTwiceError as error:
         _damaged(path, f"its header names {shown(error.name)} twice")
@@ -172,42 +195,51 @@ def _parse(path: Path, raw: bytes) -> tuple[list[TensorEntry], dict[str, str]]:
 
 def _metadata(path: Path, scanner: Scanner) -> dict[str, str]:
     try:
-        return {name: scanner.string() for name in scanner.members()}
+        return {name: scanner.string() for name, _ in scanner.members()}
     except NameTwiceError as error:
         _damaged(path, f"its __metadata__ names {shown(error.name)} twice")
     except ValueError:
         _damaged(path, "its __metadata__ is not a table of strings")
 
 
-def _fields(path: Path, name: str, scanner: Scanner) -> dict[str, Any]:
+_Fields = tuple[str, tuple[int, ...], int, int]
+"""What a header says of one tensor: its type, shape, and the two offsets."""
+
+
+def _fields(path: Path, name: str, scanner: Scanner) -> _Fields:
+    what = f"tensor {shown(name)}"
     try:
         fields = scanner.small_object()
     except NameTwiceError as error:
-        _damaged(path, f"tensor {shown(name)} has {shown(error.name)} twice")
+        _damaged(path, f"{what} has {shown(error.name)} twice")
     except (ValueError, RecursionError):
-        _damaged(path, f"what it says of tensor {shown(name)} is not valid")
+        _damaged(path, f"what it says of {what} is not valid")
     if fields.keys() != {"dtype", "shape", "data_offsets"}:
         expected, found = "dtype, shape and data_offsets", ", ".join(fields) or "nothing"
-        _damaged(path, f"tensor {shown(name)}: expected {expected}, found {shown(found)}")
-    return fields
-
-
-def _entry(path: Path, name: str, fields: Mapping[str, Any], data_start: int) -> TensorEntry:
-    what = f"tensor {shown(name)}"
+        _damaged(path, f"{what}: expected {expected}, found {shown(found)}")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str):
         _damaged(path, f"{what} has unknown dtype {shown(str(dtype))}")
-    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
+    if not _naturals(shape):
         _damaged(path, f"{what} has an impossible shape")
-    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _naturals(offsets) or len(offsets) != 2:
         _damaged(path, f"{what} has impossible data_offsets")
-    if prod(filter(None, shape)) >= 1 << 63:
-        _damaged(path, f"{what} has an impossible shape")
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _entry(path: Path, name: str, fields: _Fields, data_start: int) -> TensorEntry:
+    dtype, shape, start, stop = fields
+    if dtype not in DTYPE_BITS:
+        _damaged(path, f"tensor {shown(name)} has unknown dtype {shown(dtype)}")
+    if len(shape) > MAX_DIMENSIONS or prod(filter(None, shape)) >= 1 << 63:
+        _damaged(path, f"tensor {shown(name)} has an impossible shape")
+    if start > stop:
+        _damaged(path, f"tensor {shown(name)} has impossible data_offsets")
     bits = prod(shape) * DTYPE_BITS[dtype]
-    if bits != 8 * (offsets[1] - offsets[0]):
-        expected, found = f"{bits / 8:.15g} bytes for {dtype}{shape}", offsets[1] - offsets[0]
-        _damaged(path, f"{what}: expected {expected}, found {found}")
-    return TensorEntry(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    if bits != 8 * (stop - start):
+        expected, found = f"{bits / 8:.15g} bytes for {dtype}{list(shape)}", stop - start
+        _damaged(path, f"tensor {shown(name)}: expected {expected}, found {found}")
+    return TensorEntry(name, dtype, shape, data_start + start, data_start + stop)
 
 
 def _naturals(value: object) -> bool:

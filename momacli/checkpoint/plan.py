@@ -1,5 +1,6 @@
 """What becomes of every tensor of a merge, decided from headers before any data is read."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
@@ -232,8 +233,10 @@ def _cut(spec: TensorSpec, vocabulary: _Vocabulary) -> TensorSpec:
 def _prefix_hint(missing: Set[str], unknown: Set[str]) -> str | None:
     """What to say where the same tensors go by names with a prefix here and without one there."""
     for short, long, whose in ((missing, unknown, "an expert"), (unknown, missing, "the base")):
-        for prefix in sorted({key[: key.index(".") + 1] for key in long if "." in key}):
-            if 2 * sum(prefix + key in long for key in short) > len(short):
+        split = (key.partition(".") for key in long)
+        shared = Counter(first + dot for first, dot, rest in split if dot and rest in short)
+        for prefix, count in sorted(shared.items()):
+            if 2 * count > len(short):
                 return (
                     f"{whose} names the same tensors with '{shown(prefix)}' before them: save "
                     "base and experts with the same model class"

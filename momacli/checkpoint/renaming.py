@@ -6,10 +6,12 @@ file is ever added or taken away; everything else that does not match is a confl
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.reader import Checkpoint
+
+MAX_PARTS = 8
+"""Parts of the longest prefix that is looked for, which bounds the time names can take."""
 
 
 class RenamedCheckpoint(Checkpoint):
@@ -21,7 +23,7 @@ class RenamedCheckpoint(Checkpoint):
         self.files = original.files
         self.change = change
         self._where = {
-            names.get(key, key): (file, replace(entry, name=names.get(key, key)))
+            names.get(key, key): (file, entry._replace(name=names.get(key, key)))
             for key, (file, entry) in original._where.items()
         }
 
@@ -53,24 +55,19 @@ def under_names_of(checkpoint: Checkpoint, wanted: Collection[str]) -> Checkpoin
 
 def common_prefix(names: Collection[str], wanted: Collection[str]) -> str:
     """The prefix by which most names differ from those wanted: "+bert.", "-module.", or ""."""
-    as_they_are = sum(name in wanted for name in names)
+    names, wanted = frozenset(names), frozenset(wanted)
+    as_they_are = len(names & wanted)
     votes: Counter[str] = Counter()
-    endings: dict[str, list[str]] = {}
-    for name in wanted:
-        endings.setdefault(_last(name), []).append(name)
-    for name in names:
-        for other in endings.get(_last(name), ()):
-            if other.endswith("." + name):
-                votes["+" + other[: -len(name)]] += 1
-            elif name.endswith("." + other):
-                votes["-" + name[: -len(other)]] += 1
+    for sign, long, short in (("+", wanted, names), ("-", names, wanted)):
+        for name in long:
+            rest = name
+            for _ in range(MAX_PARTS):
+                rest = rest.partition(".")[2]
+                if "." in rest and rest in short:
+                    votes[sign + name[: -len(rest)]] += 1
     if not votes:
         return ""
     (best, count), *others = votes.most_common(2)
     unique = not others or others[0][1] < count
     half = min(len(names), len(wanted)) / 2
     return best if unique and count > as_they_are and count >= half else ""
-
-
-def _last(name: str) -> str:
-    return ".".join(name.rsplit(".", 2)[-2:])

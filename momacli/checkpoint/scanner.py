@@ -1,7 +1,8 @@
 """JSON objects walked through member by member, so that nothing is built of what is refused.
 
 A JSON parser that builds the whole first takes 25 times the memory of a hostile text, and half
-a minute for the longest header; this one stops at the first thing that does not belong.
+a minute for the longest header; this one stops at the first thing that does not belong. Members
+as programs write them are taken whole by a regular expression, in less than half the time.
 """
 
 import json
@@ -32,19 +33,30 @@ class Scanner:
         self._position = 0
         self._skip_space()
 
-    def members(self) -> Iterator[str]:
-        """Yield the names in the object at this place; read the value before the next name."""
+    def members(
+        self, plain: re.Pattern[str] | None = None
+    ) -> Iterator[tuple[str, re.Match[str] | None]]:
+        """Yield the names in the object at this place; read the value before the next name.
+
+        plain: matches members whole, the comma after them too; its group `name` is the name as
+            it stands. A value that it matched comes with its name and is not to be read.
+        """
         self._expect("{")
         names: set[str] = set()
         if self._accept("}"):
             return
         while True:
-            name = self.string()
+            found = plain and plain.match(self._text, self._position)
+            name = self.string() if found is None else found["name"]
             if name in names:
                 raise NameTwiceError(name)
             names.add(name)
+            if found is not None:
+                self._position = found.end()
+                yield name, found
+                continue
             self._expect(":")
-            yield name
+            yield name, None
             if self._accept("}"):
                 return
             self._expect(",")

@@ -85,6 +85,10 @@ DAMAGES = {
     "metadata is a list": (raw('{"__metadata__":[]}'), ["__metadata__"]),
     "metadata of numbers": (raw('{"__metadata__":{"a":1}}'), ["__metadata__"]),
     "metadata is a tensor": (raw({"__metadata__": entry()}, TWO), ["__metadata__"]),
+    "metadata is a tensor among others": (
+        raw({"__metadata__": entry(), "a": entry(offsets=[8, 16])}, TWO * 2),
+        ["__metadata__"],
+    ),
     "half a surrogate pair in it": (raw('{"__metadata__":{"a":"\\udc00"}}'), ["__metadata__"]),
     # a tensor's fields
     "tensor is null": (raw('{"a.weight":null}'), ["a.weight", "not valid"]),
@@ -118,6 +122,10 @@ DAMAGES = {
         raw({"a.weight": entry(shape=[HUGE, HUGE, 0], offsets=[0, 0])}),
         ["a.weight", "shape"],
     ),
+    "65 dimensions of the first": (
+        raw({"a.weight": entry(shape=[1] * 64 + [2]), "b": entry(offsets=[8, 16])}, TWO * 2),
+        ["a.weight", "shape"],
+    ),
     "65 dimensions": (raw({"a.weight": entry(shape=[1] * 64 + [2])}, TWO), ["a.weight", "shape"]),
     "a million dimensions": (raw({"a.weight": entry(shape=[1] * 10**6)}, TWO), ["a.weight"]),
     "one offset": (raw({"a.weight": entry(offsets=[0])}, TWO), ["a.weight", "data_offsets"]),
@@ -127,6 +135,14 @@ DAMAGES = {
     "offsets of 2^70": (raw({"a.weight": entry(offsets=[0, 1 << 70])}, TWO), ["a.weight"]),
     "span too long": (raw({"a.weight": entry(shape=[1])}, TWO), ["a.weight", "expected 4 bytes"]),
     "span too short": (raw({"a.weight": entry(shape=[3])}, TWO), ["a.weight", "found 8"]),
+    "span of the first too long": (
+        raw({"a.weight": entry(shape=[1]), "b": entry(offsets=[8, 16])}, TWO * 2),
+        ["a.weight", "expected 4 bytes"],
+    ),
+    "unknown dtype of the first": (
+        raw({"a.weight": entry("F128"), "b": entry(offsets=[8, 16])}, TWO * 2),
+        ["a.weight", "dtype F128"],
+    ),
     "span for another dtype": (raw({"a.weight": entry("F16")}, TWO), ["a.weight", "F16[2]"]),
     "half a byte": (raw({"a.weight": entry("F4", [3], [0, 1])}, b"\0"), ["a.weight", "1.5 bytes"]),
     # the data
@@ -205,6 +221,24 @@ def test_unusual_but_sound_files_are_read_as_the_safetensors_library_reads_them(
 
     assert list(header.entries) == names
     assert sorted(names) == sorted(name for name, _ in deserialize(content))
+
+
+def test_tensors_written_plainly_and_otherwise_are_read_alike(tmp_path: Path):
+    """What stands in the header as programs write it is taken by a way of its own."""
+    table = {
+        f"t{i}": entry(shape=[1, i], offsets=[i * (i - 1) * 2, i * (i + 1) * 2]) for i in range(9)
+    }
+    plain = json.dumps(table, separators=(",", ":"))
+    texts = [plain, json.dumps(table, sort_keys=True, indent=2), plain.replace("t", "\\u0074")]
+    found = []
+    for text in texts:
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(raw(text, bytes(144)))
+        entries = read_header(path).entries.values()
+        found.append([(e.name, e.dtype, e.shape, e.nbytes) for e in entries])
+
+    assert len(found[0]) == 9
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("length", [640, 896, 1152, 1408, 15392, 15904, 0x0A3C])

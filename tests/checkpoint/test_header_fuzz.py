@@ -27,6 +27,10 @@ SEEDS = [
     raw({f"layer.{i}": entry("U8", [1], [i, i + 1]) for i in range(12)}, bytes(range(12))),
     raw({"six": entry("F6_E3M2", [4], [0, 3]), "four": entry("F4", [2], [3, 4])}, bytes(4)),
     raw(json.dumps({"a": entry()}, indent=1).ljust(640), bytes(8)),
+    raw(
+        json.dumps({f"a{i}": entry("U8", [1, 2], [2 * i, 2 * i + 2]) for i in range(4)}, indent=1),
+        bytes(8),
+    ),
     raw({}),
 ]
 NUMBERS = ["0", "-0", "1", "-1", "2", "8", "1.0", "1e0", "00", "true", "null", "[]", "{}", '"1"']

@@ -39,6 +39,14 @@ def test_a_prefix_that_could_be_one_of_two_is_none():
     assert common_prefix(PLAIN, both) == ""
 
 
+def test_thousands_of_names_with_one_ending_are_matched_at_once():
+    """Pair by pair it would take minutes; a header holds a million such names."""
+    names = [f"{number}.a.weight" for number in range(20_000)]
+
+    assert common_prefix(names, [f"model.{name}" for name in names]) == "+model."
+    assert common_prefix(names, [f"m{name}" for name in names]) == ""
+
+
 def test_tensors_are_read_under_their_new_names(tmp_path):
     with opened(tmp_path, PLAIN) as checkpoint:
         renamed = under_names_of(checkpoint, WRAPPED)
