@@ -145,8 +145,9 @@ def _preparation(model: TaskModel) -> str:
     assert model.description is not None
     config = model.description.config
     files = (file.read_bytes().hex() for file in model.description.companions)
+    own = [str(config.get(key)) for key in ("model_cfg", "preprocess_cfg")]  # of open_clip
     kind = (architecture(config), str(config.get("max_position_embeddings")), str(rule_of(config)))
-    return "|".join([*kind, *files, *class_names(config)])
+    return "|".join([*kind, *own, *files, *class_names(config)])
 
 
 def _labeled(

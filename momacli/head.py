@@ -50,7 +50,10 @@ def head(
     with Checkpoint.open(Path(model)) as checkpoint:
         description = describe(checkpoint)
         if description is None:
-            raise ModelError(f"{model} has no config.json, so it is unknown what model it is")
+            raise ModelError(
+                f"{model} has no config.json and no open_clip_config.json, so it is unknown what "
+                "model it is"
+            )
         from momacli.checkpoint.staging import staged_file
         from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
         from momacli.models.zero_shot import zero_shot_head

@@ -10,6 +10,7 @@ from momacli.checkpoint import sentence_transformers
 from momacli.checkpoint.feature_rule import KEY, PAPER, with_rule
 from momacli.checkpoint.head_files import classes_of
 from momacli.checkpoint.index import read_json
+from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, is_open_clip
 from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import CheckpointError
 
@@ -49,6 +50,11 @@ class Description:
     folder: Path | None
 
     @property
+    def file_name(self) -> str:
+        """The name of the file that the config is kept in."""
+        return OPEN_CLIP_CONFIG if is_open_clip(self.config) else CONFIG
+
+    @property
     def companions(self) -> list[Path]:
         """The processor and tokenizer files that exist."""
         if self.folder is None:
@@ -65,7 +71,7 @@ def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description 
     path = checkpoint.path
     beside = path if checkpoint.is_folder else path.parent
     if config is not None:
-        file = config / CONFIG if config.is_dir() else config
+        file = config / _config_name(config, checkpoint) if config.is_dir() else config
         return Description(_completed(_config(file), checkpoint, file.parent), file.parent)
     if CONFIG_KEY in checkpoint.metadata:
         try:
@@ -75,9 +81,19 @@ def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description 
         if not isinstance(content, dict):
             raise CheckpointError(f"{path}: the config in its metadata is not a JSON object")
         return Description(_completed(content, checkpoint, beside), beside)
-    if (beside / CONFIG).is_file():
-        return Description(_completed(_config(beside / CONFIG), checkpoint, beside), beside)
+    file = beside / _config_name(beside, checkpoint)
+    if file.is_file():
+        return Description(_completed(_config(file), checkpoint, beside), beside)
     return None
+
+
+def _config_name(folder: Path, checkpoint: Checkpoint) -> str:
+    """Which config a folder has; of both, the one that belongs to the weights."""
+    has_own = (folder / OPEN_CLIP_CONFIG).is_file()
+    own_weights = any(file.path.name == OPEN_CLIP_WEIGHTS for file in checkpoint.files)
+    if has_own and (own_weights or not (folder / CONFIG).is_file()):
+        return OPEN_CLIP_CONFIG
+    return CONFIG
 
 
 def _completed(

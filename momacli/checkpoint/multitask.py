@@ -15,6 +15,8 @@ from momacli.checkpoint.description import CONFIG, Description, describe
 from momacli.checkpoint.feature_rule import chosen_rule, with_rule
 from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.header import TensorEntry
+from momacli.checkpoint.naming import BASE_NAMES
+from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from momacli.checkpoint.plan import TASK_HEADS
 from momacli.checkpoint.provenance import Recipe, decode_recipe
 from momacli.checkpoint.reader import INDEX, SINGLE, Checkpoint
@@ -54,7 +56,8 @@ class MultiTask:
     def open(cls, path: Path, *, config: Path | None = None) -> "MultiTask":
         """Open a file or folder of one task or of several. Raises CheckpointError."""
         with ExitStack() as stack:
-            if path.is_dir() and not (path / CONFIG).is_file() and _model_folders(path):
+            whole = any((path / name).is_file() for name in (CONFIG, OPEN_CLIP_CONFIG))
+            if path.is_dir() and not whole and _model_folders(path):
                 opened = []
                 for folder in _model_folders(path):
                     model = stack.enter_context(Checkpoint.open(folder))
@@ -101,14 +104,16 @@ class MultiTask:
 
 
 def _model_folders(path: Path) -> list[Path]:
-    """Sub-folders that are model folders, in the order of their names."""
-    return sorted(
+    """Sub-folders that are a task's model folders, in the order of their names."""
+    weights = (SINGLE, INDEX, OPEN_CLIP_WEIGHTS)
+    folders = sorted(
         folder
         for folder in path.iterdir()
         if folder.is_dir()
         and not folder.name.startswith(".")
-        and ((folder / SINGLE).is_file() or (folder / INDEX).is_file())
+        and any((folder / name).is_file() for name in weights)
     )
+    return [folder for folder in folders if folder.name not in BASE_NAMES] or folders
 
 
 def _from_folders(path: Path, opened: list[Checkpoint], config: Path | None) -> MultiTask:

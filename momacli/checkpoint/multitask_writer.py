@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from momacli.checkpoint.description import CONFIG, Description
+from momacli.checkpoint.description import Description
 from momacli.checkpoint.head_files import HEAD, class_metadata, head_file, is_separate
 from momacli.checkpoint.multitask import ENCODER_SHARD, HEAD_SHARD
 from momacli.checkpoint.plan import TASK_HEADS
@@ -190,7 +190,7 @@ def _describe(folder: Path, part: TaskPart) -> None:
     if part.description is None:
         return
     text = json.dumps(part.description.config, indent=2, sort_keys=True) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    (folder / part.description.file_name).write_text(text, encoding="utf-8")
     for file in part.description.companions:
         assert part.description.folder is not None
         copy = folder / file.relative_to(part.description.folder)

@@ -20,6 +20,7 @@ from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.hashed_file import HashedFile
 from momacli.checkpoint.header import Header, TensorEntry, is_pickle, parse_header
 from momacli.checkpoint.index import read_index
+from momacli.checkpoint.open_clip_folder import OPEN_CLIP_WEIGHTS
 from momacli.checkpoint.source import Source, unreadable
 from momacli.errors import CheckpointError
 
@@ -239,6 +240,8 @@ def _weight_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
         if (path / INDEX).is_file():
             index = read_index(path / INDEX)
             return [path / shard for shard in sorted(set(index.values()))], index
+        if (path / OPEN_CLIP_WEIGHTS).is_file():
+            return [path / OPEN_CLIP_WEIGHTS], None
         others = sorted(path.glob("*.safetensors"))
         pickles = [] if others else _pickles(path)
     except (OSError, ValueError) as error:
@@ -290,7 +293,9 @@ def is_adapter(checkpoint: Checkpoint) -> bool:
 
 def is_model_folder(path: Path) -> bool:
     """Whether a folder holds a model or an adapter under the names that libraries look for."""
-    return any((path / name).is_file() for name in (SINGLE, INDEX, ADAPTER_CONFIG))
+    return any(
+        (path / name).is_file() for name in (SINGLE, INDEX, ADAPTER_CONFIG, OPEN_CLIP_WEIGHTS)
+    )
 
 
 def _pickles(folder: Path) -> list[str]:

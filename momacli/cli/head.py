@@ -11,7 +11,9 @@ EPILOG = (
 
 
 def head(
-    model: Annotated[str, typer.Option(metavar="FOLDER", help="A full CLIPModel or SiglipModel.")],
+    model: Annotated[
+        str, typer.Option(metavar="FOLDER", help="A CLIPModel, SiglipModel or open_clip model.")
+    ],
     classes: Annotated[
         str, typer.Option(metavar="FILE", help="The names of the classes, one a line.")
     ],
@@ -30,7 +32,7 @@ def head(
         bool, typer.Option("--force", help="Replace an output that moma did not write.")
     ] = False,
 ) -> None:
-    """Make a zero-shot classifier of CLIP or SigLIP from its text encoder.
+    """Make a zero-shot classifier of CLIP, SigLIP or open_clip from its text encoder.
 
     Prints the path of the output, for the folder of an expert.
     """

@@ -103,7 +103,7 @@ def _load(
     left_out.tell(listener, path)
     images = load_images(
         reading.sampling.of(files, task),
-        image_preprocessor(description.folder),
+        image_preprocessor(description.folder, description.config),
         strict=reading.strict,
         stage=f"decoding {task}",
         listener=listener,

@@ -189,6 +189,8 @@ def checkpoint_names(module: nn.Module) -> dict[str, str]:
     that are numbered, and read the numbers back.
     """
     names = list(module.state_dict())
+    if not hasattr(module, "save_pretrained"):  # open_clip saves what there is
+        return {name: name for name in names}
     numbered = {name: torch.tensor([index]) for index, name in enumerate(names)}
     with tempfile.TemporaryDirectory() as folder, quiet():
         module.save_pretrained(folder, state_dict=numbered)  # type: ignore[operator]  # nn.Module's types hide it

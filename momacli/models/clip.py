@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from momacli.checkpoint.head_files import HEAD
 from momacli.checkpoint.header import TensorEntry
@@ -41,8 +41,19 @@ class VisionTower(SeparateHead):
         """Build the network of a config. heads: names of the head's tensors."""
         if heads is None:
             heads = [key for key in entries if key.startswith(HEAD)]
-        super().__init__(build_tower(config), entries, heads, device)
-        self._offer_parameters(lambda key: not key.startswith(_TEXT))
+        super().__init__(self.build(config, entries), entries, heads, device)
+        self._offer_parameters(lambda key: self.sees_images(self._names[key]))
+
+    @staticmethod
+    def build(config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> nn.Module:
+        """Build the network, with random weights."""
+        del entries  # transformers tells by the class what a file has
+        return build_tower(config)
+
+    @staticmethod
+    def sees_images(name: str) -> bool:
+        """Whether images pass through a tensor, by its name in the network."""
+        return not name.startswith(_TEXT)
 
     def before(self) -> Callable[[Tensor], Tensor]:
         """Features are normalised before the head."""

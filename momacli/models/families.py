@@ -7,10 +7,12 @@ import torch
 
 from momacli.checkpoint.feature_rule import rule_of
 from momacli.checkpoint.header import TensorEntry
+from momacli.checkpoint.open_clip_folder import is_open_clip
 from momacli.errors import ModelError
 from momacli.models.classification import Classifier
 from momacli.models.clip import VisionTower
 from momacli.models.layout import architecture, is_classifier, is_vision_tower
+from momacli.models.open_clip import OpenClipTower
 from momacli.models.pooled import PooledNetwork
 from momacli.models.separate_head import SeparateHead
 
@@ -27,7 +29,9 @@ def open_classifier(
     heads: names of the head's tensors, by default as the architecture has them.
     """
     kind: type[Classifier | VisionTower | PooledNetwork] = Classifier
-    if rule_of(config) is not None:
+    if is_open_clip(config):
+        kind = OpenClipTower
+    elif rule_of(config) is not None:
         kind = PooledNetwork
     elif is_vision_tower(config):
         kind = VisionTower

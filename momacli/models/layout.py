@@ -11,6 +11,7 @@ from typing import Any
 
 from momacli.checkpoint.head_files import HEAD
 from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry
+from momacli.checkpoint.open_clip_folder import is_open_clip
 from momacli.checkpoint.reader import matches
 
 _CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification")
@@ -28,9 +29,13 @@ def is_classifier(config: Mapping[str, Any]) -> bool:
 
 
 def is_vision_tower(config: Mapping[str, Any]) -> bool:
-    """Whether the config is of a CLIP or SigLIP image encoder, alone or with its text encoder."""
+    """Whether the config is of an image encoder, alone or with its text encoder.
+
+    Those are CLIP and SigLIP of transformers, and all of open_clip.
+    """
     kinds = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
-    return config.get("model_type") in kinds and not is_classifier(config)
+    known = is_open_clip(config) or config.get("model_type") in kinds
+    return known and not is_classifier(config)
 
 
 def is_encoder(config: Mapping[str, Any]) -> bool:
