@@ -84,8 +84,8 @@ def is_separate(heads: Sequence[str]) -> bool:
 
 
 def head_file(folder: Path, task: str) -> Path:
-    """Where the head of a task is written in its folder."""
-    return folder / f"head_{task}.safetensors"
+    """Where the head of a task is written in its folder; one of no name has none there either."""
+    return folder / (f"head_{task}.safetensors" if task else "head.safetensors")
 
 
 def classes_of(checkpoint: Checkpoint) -> list[str]:

@@ -131,6 +131,8 @@ def _from_folders(path: Path, opened: list[Checkpoint], config: Path | None) -> 
         raise CheckpointError(
             f"{path} lacks the folders of tasks it was written with", details=missing
         )
+    if _only_task(recipe) and len(tasks) > 1:
+        recipe = None  # each is an output of its own
     return MultiTask(path, tasks, recipe, recipe is not None, opened)
 
 
@@ -139,9 +141,9 @@ def _from_one(path: Path, checkpoint: Checkpoint, config: Path | None) -> MultiT
     found = describe(checkpoint, config)
     if recipe is None or not recipe.tasks or checkpoint.is_folder:
         keys = {key: key for key in checkpoint.entries}
-        one = TaskModel(checkpoint.name, checkpoint, keys, found)
-        shared = recipe is not None
-        return MultiTask(path, {checkpoint.name: one}, recipe, shared, [checkpoint])
+        task = _only_task(recipe) or checkpoint.name
+        one = TaskModel(task, checkpoint, keys, found)
+        return MultiTask(path, {task: one}, recipe, recipe is not None, [checkpoint])
     encoder = {key: key for key in checkpoint.entries if not key.startswith(TASK_HEADS)}
     tasks = {}
     for task in recipe.tasks:
@@ -152,6 +154,13 @@ def _from_one(path: Path, checkpoint: Checkpoint, config: Path | None) -> MultiT
             own = Description(recipe.configs[task], _companions(path, recipe, task))
         tasks[task] = TaskModel(task, checkpoint, encoder | heads, own)
     return MultiTask(path, tasks, recipe, True, [checkpoint])
+
+
+def _only_task(recipe: Recipe | None) -> str | None:
+    """The task that an output is of alone, by the nature of the method that made it."""
+    if recipe is None or "task" not in recipe.parameters or len(recipe.tasks) != 1:
+        return None
+    return recipe.tasks[0]
 
 
 def _companions(path: Path, recipe: Recipe, task: str) -> Path | None:

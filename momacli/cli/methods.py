@@ -56,6 +56,8 @@ def explanation(card: "Card") -> list[str]:
 
 
 def _usage(flag: str, kind: str) -> str:
+    if flag == "--task":
+        return "--task NAME"
     words = kind.removeprefix("Literal[").removesuffix("]").replace("'", "")
     shape = words.replace(", ", "|") if kind.startswith("Literal") else kind.upper()
     return f"{flag}={shape}" if flag.startswith("--set") else f"{flag} {shape}"

@@ -2,20 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from momacli.checkpoint.dtypes import parse_dtype
+from momacli.checkpoint.arrays import parse_dtype
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.naming import Named
 from momacli.checkpoint.nonfinite import Tolerated
-from momacli.checkpoint.plan import Vocab, check_patterns, plan_merge
+from momacli.checkpoint.plan import Expert, Vocab, check_patterns, plan_merge
 from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import UsageError
 from momacli.methods._catalog import Method, load_method
 from momacli.models.inputs import Inputs, open_inputs
 from momacli.progress import Listener, ignore
+from momacli.recipes.computed import MergedCheckpoint
 from momacli.recipes.rules import Rule, settings_by_tensor
 
 if TYPE_CHECKING:
@@ -34,6 +35,17 @@ class Merging:
     config: Path | None  # given for all inputs
     as_one_model: bool = False  # the output is of no tasks
     recorded: tuple[Mapping[str, Any], Sequence[Checkpoint]] | None = None  # steps and files
+    task: str | None = None  # the only one that the output is of, by the method's nature
+    each: Mapping[str, "Merging"] = field(default_factory=dict)  # by task, if it is of every one
+
+    @property
+    def tasks(self) -> tuple[Expert, ...]:
+        """The experts whose heads the output has."""
+        if self.task is None:
+            return self.inputs.tasks
+        chosen = next(one for one in self.inputs.experts if one.name == self.task)
+        checkpoint = chosen.checkpoint
+        return checkpoint.tasks if isinstance(checkpoint, MergedCheckpoint) else (chosen,)
 
 
 def prepare(
@@ -60,9 +72,11 @@ def prepare(
     heads: None where nothing is a head, and the output a single model.
     """
     chosen = load_method(method)
+    options = dict(options or {})
+    task = options.pop("task", None) if chosen.takes("task") else None
     from momacli.methods._streaming import StreamedMerge
 
-    checked = chosen.check(options or {})
+    checked = chosen.check(options)
     rules = [replace(rule, options=chosen.check(rule.options)) for rule in rules]
     weighted = weights is not None or any(rule.weights for rule in rules)
     _check_engine_options(chosen, weighted, scope)
@@ -99,7 +113,20 @@ def prepare(
         "allow_nonfinite": tolerated is not None,
         "vocab": vocab,
     }
-    return Merging(work, opened, selection, config, as_one_model=heads is None)
+    merging = Merging(work, opened, selection, config, as_one_model=heads is None)
+    return _reconstructing(merging, task) if chosen.takes("task") else merging
+
+
+def _reconstructing(merging: Merging, task: str | None) -> Merging:
+    """The merge for one task, or for each where none is named."""
+    from momacli.methods._reconstruction import Reconstruction
+
+    if any("task" in settings.options for settings in merging.work.settings.values()):
+        raise UsageError("task is chosen for the whole model, not for single tensors")
+    work = Reconstruction.of(merging.work)
+    names = [expert.name for expert in work.plan.experts] if task is None else [str(task)]
+    each = {name: replace(merging, work=work.of_task(name), task=name) for name in names}
+    return each[names[0]] if task is not None else replace(merging, work=work, each=each)
 
 
 def _known_vocab(vocab: str | None) -> Vocab | None:

@@ -28,6 +28,7 @@ class Method:
     parameters: Mapping[str, inspect.Parameter]
     source: str  # first line of the module's docstring
     text: str  # the docstrings, for people
+    stored_numbers: int | None = None  # a task's, where it makes a model of one from its mask
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -91,11 +92,12 @@ def load_method(name: str) -> Method:
 
 def _spoken(name: str) -> str:
     return name.replace("_", "-")
+        stored_numbers=getattr(module, "STORED_NUMBERS", None),
 
 
 def option_flag(option: str) -> str:
     """An option of a method as the command line takes it."""
-    own = {"lam": "--lambda", "density": "--density", "aggregate": "--aggregate"}
+    own = {name: f"--{name}" for name in ("density", "aggregate", "task")} | {"lam": "--lambda"}
     return own.get(option, f"--set {_spoken(option)}")
 
 

@@ -19,6 +19,8 @@ from momacli.methods._reconstructed_task import checked_task
 from momacli.methods._selection import Stacks
 
 ELEMENTWISE = True
+STORED_NUMBERS = 1
+"""What a task needs besides one bit a parameter."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def emr(
 ) -> Float[Tensor, "*shape"]:
     """Return one expert's task vector as reconstructed from the unified one.
 
-    task: index of the expert to reconstruct; must be given.
+    task: the expert to reconstruct, here by its index; a merge takes its name, and makes a model
+        of every expert where none is named.
     statistic: of the whole model, from `first_pass`; without it this tensor stands alone.
     """
     t = checked_task(task, len(task_vectors))

@@ -15,6 +15,8 @@ from momacli.methods._reconstructed_task import checked_task
 from momacli.methods._tall_masks import MultiTask, Of, first_pass, recognized
 
 ELEMENTWISE = True
+STORED_NUMBERS = 0
+"""What a task needs besides one bit a parameter."""
 
 
 def tall_mask(
@@ -28,7 +30,8 @@ def tall_mask(
 ) -> Float[Tensor, "*shape"]:
     """Return the entries of the multi-task vector that one task recognizes.
 
-    task: index of the expert to reconstruct; must be given.
+    task: the expert to reconstruct, here by its index; a merge takes its name, and makes a model
+        of every expert where none is named.
     mask_lam: the paper's lambda_t, tuned per task there; 0.4 is the middle of its grid of 0.2
         to 0.6. More of it keeps less.
     of: the multi-task vector: "task_arithmetic" is the plain sum, "ties" the sum of trimmed

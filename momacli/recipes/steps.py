@@ -117,6 +117,13 @@ def encode_steps(recipe: MergeRecipe) -> dict[str, Any]:
     }
 
 
+def with_option(content: Mapping[str, Any], option: str, value: Any) -> dict[str, Any]:
+    """What `encode_steps` wrote, with an option of the last step's method."""
+    *others, last = content["steps"]
+    changed = {**last, "options": {**last["options"], option: value}}
+    return {**content, "steps": [*others, changed]}
+
+
 def decode_steps(content: Mapping[str, Any], files: Sequence[Path]) -> MergeRecipe:
     """Read what `encode_steps` wrote. Raises ValueError, KeyError or TypeError if it is odd."""
     steps = tuple(_decode_step(item, files) for item in content["steps"])
