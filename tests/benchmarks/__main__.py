@@ -4,19 +4,30 @@ In one run, side by side: the floor (`cat` of every input, `cp` of one), moma me
 and mergekit where `--mergekit` names an interpreter that has it. Weights of real shapes are
 generated once in DIR: "vit" is CLIP ViT-B/32's image encoder and 8 experts in float32 (3.2 GB),
 "llm" TinyLlama 1.1B and 3 experts in bfloat16, each in shards (8.8 GB).
+
+`python -m tests.benchmarks SUITE --data-root DIR --out DIR`: what merges and alignments are
+worth on real data. A suite is a file in `suites/`; see its docstring. Trained experts, merges,
+alignments and scores are kept in OUT/cells by the content of what they were made from, so a run
+that was stopped goes on, and one with another setting does only what is new.
 """
 
 import argparse
+import importlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
+from tests.benchmarks.cells import Cells
+from tests.benchmarks.comparison import as_json, compare, table
 from tests.benchmarks.weights import SETS, generate
 
 METHODS = ("average", "task-arithmetic", "ties", "breadcrumbs", "dare", "model-stock")
@@ -127,6 +138,30 @@ def merge(arguments: argparse.Namespace) -> None:
             shutil.rmtree(out, ignore_errors=True)
 
 
+def run_suite(arguments: argparse.Namespace) -> None:
+    """Print the table of a suite and write OUT/SUITE.json."""
+    suite_file = suite_named(arguments.suite)
+    cells = Cells(arguments.out / "cells")
+    suite, plan = suite_file.prepare(arguments, cells), suite_file.plan_of(arguments)
+    rows = compare(suite, plan, cells, processes=arguments.processes)
+    print(table(rows))
+    content = as_json(suite, plan, rows) | {"machine": machine()}
+    target = arguments.out / f"{suite.name}.json"
+    target.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    print(f"written: {target}")
+
+
+def suite_named(name: str) -> ModuleType:
+    """The module of a suite."""
+    return importlib.import_module(f"tests.benchmarks.suites.{name}")
+
+
+def machine() -> dict[str, object]:
+    """What the results depend on besides."""
+    versions = {name: version(name) for name in ("torch", "transformers", "numpy")}
+    return {"processor": platform.machine(), "python": platform.python_version(), **versions}
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
@@ -136,7 +171,18 @@ def main() -> None:
     command.add_argument("--set", choices=sorted(SETS), default="vit")
     command.add_argument("--methods", nargs="+", default=METHODS)
     command.add_argument("--mergekit", type=Path, help="a Python that has mergekit 0.1.5")
-    merge(parser.parse_args())
+    command.set_defaults(run=merge)
+    for file in sorted((Path(__file__).parent / "suites").glob("*.py")):
+        suite = suite_named(file.stem)
+        assert suite.__doc__ is not None
+        command = commands.add_parser(file.stem, help=suite.__doc__.splitlines()[0])
+        command.add_argument("--out", type=Path, required=True, help="folder for all results")
+        command.add_argument("--processes", type=int, default=2, help="of one thread each")
+        command.add_argument("--seed", type=int, default=0)
+        suite.add_arguments(command)
+        command.set_defaults(run=run_suite, suite=file.stem)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""Results that are kept under a hash of all that they depend on, and made once.
+
+A cell is a folder CELLS/<kind>-<hash>. It appears, whole, when what makes it has ended, so that
+a benchmark that was stopped goes on from the cells that are there.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import momacli
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The folder of all cells of a benchmark."""
+
+    folder: Path
+
+    def get(self, kind: str, depends_on: object, make: Callable[[Path], None]) -> Path:
+        """The cell of these dependencies; `make` fills an empty folder if it is not there yet.
+
+        depends_on: anything that JSON can hold, and from which `make` alone works.
+        """
+        text = json.dumps([kind, depends_on], sort_keys=True)
+        target = self.folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        if target.is_dir():
+            return target
+        self.folder.mkdir(parents=True, exist_ok=True)
+        print(f"making {target.name}", file=sys.stderr, flush=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=self.folder))
+        try:
+            make(staged)
+            (staged / "made-from.json").write_text(text, encoding="utf-8")
+            staged.rename(target)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        return target
+
+
+def digest_of_files(*files: Path) -> str:
+    """SHA-256 over the content of files, in this order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def digest_of_moma() -> str:
+    """SHA-256 over the sources of moma: another version may merge and align otherwise."""
+    root = Path(momacli.__file__).parent
+    return digest_of_files(*sorted(root.rglob("*.py")))
+
+
+def read_result(cell: Path) -> dict[str, Any]:
+    """The result.json of a cell."""
+    content: dict[str, Any] = json.loads((cell / "result.json").read_text(encoding="utf-8"))
+    return content
+
+
+def write_result(folder: Path, content: dict[str, Any]) -> None:
+    """Write result.json into a cell that is being made."""
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    (folder / "result.json").write_text(text, encoding="utf-8")
