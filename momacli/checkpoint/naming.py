@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from momacli.checkpoint.card import CARD, is_card
 from momacli.checkpoint.description import COMPANIONS, CONFIG
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import read_header
@@ -188,6 +189,8 @@ def _not_of_moma(target: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if _has_recipe(path):
                 weights += 1
+            elif name == CARD and is_card(path):
+                continue
             elif name not in (CONFIG, OPEN_CLIP_CONFIG, INDEX, *COMPANIONS, *SENTENCE_FILES):
                 yield path
     if not weights and any(target.iterdir()):

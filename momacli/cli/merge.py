@@ -60,6 +60,13 @@ def merge(
             metavar="mean|sum|weighted-mean", help="How ties joins the entries that agree in sign."
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The expert to reconstruct, for emr and tall-mask; by default each of them.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the methods that draw random numbers.")] = 0,
     assignments: Annotated[
         list[str] | None,
@@ -175,7 +182,7 @@ def merge(
             "no checkpoint was given",
             hint="name the files or folders to merge, or a recipe: --config recipe.toml",
         )
-    options = _options(assignments or [], lam=lam, density=density, aggregate=aggregate)
+    options = _options(assignments or [], lam=lam, density=density, aggregate=aggregate, task=task)
     factors = None if weights is None else _weights(weights)
 
     from momacli.cli.listening import listening
@@ -320,6 +327,9 @@ def summary_lines(report: "MergeReport") -> list[str]:
         lines.append(f"  left out {len(report.left_out)} of experts: {names(report.left_out)}")
     if report.base_head:
         lines.append(f"  left out the base's own head: {names(report.base_head)}")
+    if report.stored_bits is not None:
+        masks = amount(-(-report.stored_bits // 8), "bytes")
+        lines.append(f"  stored   {masks} would tell the tasks apart, beside one multi-task vector")
     if report.changed_share is not None:
         lines.append(f"  changed  {report.changed_share:.1%} of the merged parameters")
     size = amount(report.nbytes, "bytes")
