@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from momacli.adapters.config import config_file, read_adapter_config
-from momacli.checkpoint.dtypes import is_held
+from momacli.checkpoint.arrays import is_held
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import TensorEntry
 from momacli.checkpoint.multitask import MultiTask

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from momacli.checkpoint.arrays import parse_dtype
 from momacli.checkpoint.blocks import (
     block_size,
     bytes_to_read,
@@ -15,7 +16,6 @@ from momacli.checkpoint.blocks import (
     rounded,
     spans,
 )
-from momacli.checkpoint.dtypes import parse_dtype
 from momacli.checkpoint.naming import choose_output, find_base, named_inputs
 from momacli.checkpoint.plan import TASK_HEADS, Expert, MergePlan, check_patterns, plan_merge
 from momacli.checkpoint.provenance import KEY, Recipe, record_input
@@ -158,6 +158,7 @@ class _Job:
     def _differences(
         self, writers: Sequence[CheckpointWriter], listener: Listener
     ) -> "dict[str, Geometry]":
+        from momacli.checkpoint.arrays import as_tensor
         from momacli.statistics.geometry import Geometry, layer_of
 
         plan, sizes, read = self.plan, bytes_to_read(self.plan), 0.0
@@ -171,7 +172,7 @@ class _Job:
             taus = rounded(block.taus, span.spec)
             for writer, tau in zip(writers, taus, strict=True):
                 writer.append(name, tau)
-            geometry[layer_of(name)].add(taus, block.theta_0)
+            geometry[layer_of(name)].add(as_tensor(taus), as_tensor(block.theta_0))
             read += sizes[name] * span.length / span.spec.elements
             listener(Progress("subtracting", round(read), sum(sizes.values()), "bytes"))
         return geometry

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -134,6 +135,29 @@ def test_global_ties_trims_over_the_whole_vector(vit_files, tmp_path):
     experts = [as_vector(load_file(file), base) for file in experts_of(vit_files)]
     expected = numpy_ties(as_vector(base, base), experts, 0.3)
     np.testing.assert_allclose(as_vector(load_file(output), base), expected, atol=1e-6)
+
+
+def test_entries_that_cancel_are_settled_by_the_whole_vector_in_the_middle_of_the_merge(tmp_path):
+    rng = np.random.default_rng(0)
+    base = {f"layers.{i}.w": torch.zeros(700, 60) for i in range(9)}
+    one, other = (
+        {
+            key: torch.from_numpy(rng.integers(-4, 4, x.shape).astype("f4"))
+            for key, x in base.items()
+        }
+        for _ in range(2)
+    )
+    paths = write(tmp_path, base=base, one=one, other=other)
+
+    report = merge(paths, method="ties", options={"density": 0.5})
+
+    merged = as_vector(load_file(report.output), base)
+    taus = [as_vector(model, base) for model in (one, other)]
+    np.testing.assert_array_equal(merged, numpy_ties(0 * merged, taus, 0.5))
+    recorded = [item["files"] for item in recipe_of(report.output)["inputs"]]
+    assert recorded == [
+        {path.name: hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths[1:]
+    ]
 
 
 def test_ties_by_tensor_trims_each_tensor_by_itself(tmp_path):

@@ -4,15 +4,16 @@ Blocks are read ahead by other threads, which hash what they read, into buffers 
 again; they are small enough that what is computed of one stays in the processor's cache.
 """
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from momacli.checkpoint.arrays import Array, array_dtype, converted, is_finite
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import MERGEABLE_DTYPES
 from momacli.checkpoint.nonfinite import SetAside, Tolerated
@@ -21,19 +22,20 @@ from momacli.checkpoint.reader import Checkpoint, iterate_blocks
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
 
-if TYPE_CHECKING:
-    from torch import Tensor
+_CACHED = 1 << 18
+"""Elements of a piece, of base and experts together: 1 MB of float32, half a cache."""
 
-_CACHED = 1 << 20
-"""Elements of a block, of base and experts together: 4 MB of float32."""
-
-_SMALLEST, _LARGEST = 1 << 14, 1 << 18
-"""Elements of a block of one model."""
+_SMALLEST, _LARGEST = 1 << 10, 1 << 18
+"""Elements of one model in a piece, at least, and in a block, at most."""
 
 _AHEAD = 1 << 23
 """Elements, of all models together, that wait to be worked on or are being read."""
 
-_RUNS = _RUN = 1 << 10
+_KEPT = 1 << 24
+"""Bytes of a block whose release tells glibc to keep what else is released, for the next
+temporary array, instead of giving it back to the system page by page."""
+
+_RUNS, _RUN = 1 << 11, 1 << 8
 """Runs of a sample, and the elements of each."""
 
 
@@ -58,16 +60,25 @@ class Block:
     Its memory is used again for a later block.
     """
 
-    theta_0: "Tensor"  # [n]
-    taus: "Tensor"  # [T, n]
-    theta_1: "Tensor | None"  # [n], the expert itself where there is exactly one
+    theta_0: Array  # [n]
+    taus: Array  # [T, n]
+    theta_1: Array | None  # [n], the expert itself where there is exactly one
     aside: SetAside | None = None  # entries that are not finite, where that is tolerated
 
 
 def block_size(plan: MergePlan) -> int:
-    """Elements per block where a method works on each by itself: a power of two."""
-    share = _CACHED // (1 + len(plan.experts))
-    return min(_LARGEST, max(_SMALLEST, 1 << (share.bit_length() - 1)))
+    """Elements of one model to read at a time: a power of two, large enough to be worth it."""
+    return min(_LARGEST, max(_SMALLEST, _power_of_two(_AHEAD // 4 // (1 + len(plan.experts)))))
+
+
+def piece_size(plan: MergePlan) -> int:
+    """Elements to compute at a time, where a method works on each by itself."""
+    return max(_SMALLEST, _power_of_two(_CACHED // (1 + len(plan.experts))))
+
+
+def _power_of_two(limit: int) -> int:
+    """The largest one that is no more than `limit`."""
+    return 1 << max(0, limit.bit_length() - 1)
 
 
 def spans(specs: Iterable[TensorSpec], size: int | None) -> list[Span]:
@@ -80,7 +91,7 @@ def spans(specs: Iterable[TensorSpec], size: int | None) -> list[Span]:
 
 
 def evenly_spread(specs: Sequence[TensorSpec]) -> list[Span]:
-    """Runs of elements at equal distances, about a million in all; none of a small model."""
+    """Runs of elements at equal distances, about half a million in all; none of a small model."""
     stride = sum(spec.elements for spec in specs) // _RUNS
     if stride < 8 * _RUN:
         return []
@@ -92,18 +103,26 @@ def evenly_spread(specs: Sequence[TensorSpec]) -> list[Span]:
     return found
 
 
-def read_blocks(plan: MergePlan, wanted: Sequence[Span]) -> Iterator[tuple[Span, Block]]:
+def read_blocks(
+    plan: MergePlan, wanted: Sequence[Span], *, piece: int | None = None, ahead: bool = True
+) -> Iterator[tuple[Span, Block]]:
     """Read spans one after another; a block is valid until the next one is asked for.
+
+    piece: elements of a block; those of a span are read at once and handed out in pieces. By
+        default a block is a whole span.
+    ahead: whether other threads read while the caller works; not worth it for short spans.
 
     Raises ConflictError, naming the model and the tensor, where a value is not finite.
     """
+    np.empty(_KEPT, dtype=np.uint8)
     rows = 1 + len(plan.experts)
+    vectors = any(expert.is_task_vector for expert in plan.experts)
     pool = _Buffers(rows, wide=_is_wide(plan))
-    pending: deque[tuple[Span, Tensor, list[Future[None]]]] = deque()
+    pending: deque[tuple[Span, Array, list[Future[bool]]]] = deque()
     left = deque(wanted)
     held = 0  # elements waited for or worked on
     with ExitStack() as stack:
-        start = _readers(plan, stack)
+        start = _readers(plan, stack, ahead=ahead)
         while left or pending:
             while left and (not held or held + rows * left[0].length <= _AHEAD):
                 span = left.popleft()
@@ -111,11 +130,32 @@ def read_blocks(plan: MergePlan, wanted: Sequence[Span]) -> Iterator[tuple[Span,
                 pending.append((span, buffer, start(span, buffer)))
                 held += rows * span.length
             span, buffer, reading = pending.popleft()
-            for part in reading:
-                part.result()
-            yield span, _block(plan, span, buffer)
+            broken = sum(not part.result() for part in reading)
+            short = any(length != span.length for length in _lengths_there(plan, span))
+            state = _State(finite=not broken, plain=not short and not vectors)
+            if piece is None or span.length <= piece:
+                yield span, _block(plan, span, buffer[0], buffer[1:], buffer[1:], state)
+            else:
+                yield from _pieces(plan, span, buffer, pool.scratch(piece), state)
             held -= rows * span.length
             pool.give(buffer)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is known of all that was read of a span."""
+
+    finite: bool
+    plain: bool  # experts, not task vectors, that have every element
+
+
+def _pieces(
+    plan: MergePlan, span: Span, buffer: Array, scratch: Array, state: _State
+) -> Iterator[tuple[Span, Block]]:
+    for start, stop in iterate_blocks(span.length, scratch.shape[1]):
+        part = Span(span.spec, span.start + start, span.start + stop)
+        theta_0, thetas = buffer[0, start:stop], buffer[1:, start:stop]
+        yield part, _block(plan, part, theta_0, thetas, scratch[:, : stop - start], state)
 
 
 class _Buffers:
@@ -123,23 +163,27 @@ class _Buffers:
 
     def __init__(self, rows: int, *, wide: bool):
         self._rows = rows
-        self._wide = wide
-        self._free: dict[int, list[Tensor]] = {}
+        self._dtype = np.float64 if wide else np.float32
+        self._free: dict[int, list[Array]] = {}
+        self._scratch: Array | None = None
 
-    def take(self, length: int) -> "Tensor":
+    def take(self, length: int) -> Array:
         """One row for the base and one for each expert."""
-        import torch
-
         if self._free.get(length):
             return self._free[length].pop()
-        dtype = torch.float64 if self._wide else torch.float32
-        return torch.empty((self._rows, length), dtype=dtype)
+        return np.empty((self._rows, length), dtype=self._dtype)
 
-    def give(self, buffer: "Tensor") -> None:
+    def give(self, buffer: Array) -> None:
         """Take back what is no longer used; what is rarely of use again is freed."""
         length = buffer.shape[1]
         if _SMALLEST <= length <= _LARGEST:
             self._free.setdefault(length, []).append(buffer)
+
+    def scratch(self, length: int) -> Array:
+        """One row for each expert, the same ones each time."""
+        if self._scratch is None:
+            self._scratch = np.empty((self._rows - 1, length), dtype=self._dtype)
+        return self._scratch
 
 
 def _is_wide(plan: MergePlan) -> bool:
@@ -148,19 +192,22 @@ def _is_wide(plan: MergePlan) -> bool:
     return any(table[spec.name].dtype == "F64" for table in tables for spec in plan.merged)
 
 
-def _readers(plan: MergePlan, stack: ExitStack) -> "Callable[[Span, Tensor], list[Future[None]]]":
+def _readers(
+    plan: MergePlan, stack: ExitStack, *, ahead: bool
+) -> Callable[[Span, Array], list[Future[bool]]]:
     """Give what starts to read a span into a buffer; the stack will end its threads.
 
     A checkpoint is always read by the same thread, so its bytes pass by in order. Those that
-    are computed are read at once, in the caller's thread.
+    are computed are read at once, in the caller's thread. Each tells if all it read is finite.
     """
     checkpoints: list[Checkpoint] = [plan.base, *(item.checkpoint for item in plan.experts)]
     numbered = list(enumerate(checkpoints))
-    if not all(checkpoint.concurrent for checkpoint in checkpoints):
+    if not ahead or not all(checkpoint.concurrent for checkpoint in checkpoints):
 
-        def read_now(span: Span, buffer: "Tensor") -> list[Future[None]]:
-            _read_rows(numbered, span, buffer)
-            return []
+        def read_now(span: Span, buffer: Array) -> list[Future[bool]]:
+            done: Future[bool] = Future()
+            done.set_result(_read_rows(numbered, span, buffer))
+            return [done]
 
         return read_now
     count = min(len(checkpoints), _processors())
@@ -168,7 +215,7 @@ def _readers(plan: MergePlan, stack: ExitStack) -> "Callable[[Span, Tensor], lis
     for thread in threads:
         stack.callback(thread.shutdown, cancel_futures=True)
 
-    def read_ahead(span: Span, buffer: "Tensor") -> list[Future[None]]:
+    def read_ahead(span: Span, buffer: Array) -> list[Future[bool]]:
         return [
             thread.submit(_read_rows, numbered[number::count], span, buffer)
             for number, thread in enumerate(threads)
@@ -177,11 +224,20 @@ def _readers(plan: MergePlan, stack: ExitStack) -> "Callable[[Span, Tensor], lis
     return read_ahead
 
 
-def _read_rows(numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: "Tensor") -> None:
+def _read_rows(numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: Array) -> bool:
+    """Fill some rows of a buffer; returns whether all they hold is finite."""
+    finite = True
     for row, checkpoint in numbered:
         there = _length_there(checkpoint, span)
         if there:
-            checkpoint.read_to(buffer[row][:there], span.spec.name, span.start)
+            values = buffer[row][:there]
+            checkpoint.read_to(values, span.spec.name, span.start)
+            finite = finite and is_finite(values)
+    return finite
+
+
+def _lengths_there(plan: MergePlan, span: Span) -> list[int]:
+    return [_length_there(expert.checkpoint, span) for expert in plan.experts]
 
 
 def _length_there(checkpoint: Checkpoint, span: Span) -> int:
@@ -196,21 +252,28 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _block(plan: MergePlan, span: Span, buffer: "Tensor") -> Block:
-    theta_0, taus = buffer[0], buffer[1:]
-    for tau, expert in zip(taus, plan.experts, strict=True):
-        there = _length_there(expert.checkpoint, span)
-        if there < span.length:
-            tau[there:] = 0 if expert.is_task_vector else theta_0[there:]
-    vectors = [expert.is_task_vector for expert in plan.experts]
-    theta_1 = taus[0].clone() if vectors == [False] else None
-    if not any(vectors):
-        taus.sub_(theta_0)
+def _block(
+    plan: MergePlan, span: Span, theta_0: Array, thetas: Array, taus: Array, state: _State
+) -> Block:
+    """Subtract the base from what was read of the experts, into `taus`, perhaps in place."""
+    theta_1 = None
+    if len(plan.experts) == 1 and not plan.experts[0].is_task_vector:
+        theta_1 = thetas[0].copy()
+    if state.plain:
+        with np.errstate(all="ignore"):  # what is not finite is looked for below
+            np.subtract(thetas, theta_0, out=taus)
     else:
-        for tau, is_vector in zip(taus, vectors, strict=True):
-            if not is_vector:
-                tau.sub_(theta_0)
-    aside = _check_finite(plan, span, theta_0, taus)
+        lengths = _lengths_there(plan, span)
+        for tau, theta, expert, there in zip(taus, thetas, plan.experts, lengths, strict=True):
+            if expert.is_task_vector:
+                tau[:there] = theta[:there]
+            else:
+                with np.errstate(all="ignore"):
+                    np.subtract(theta[:there], theta_0[:there], out=tau[:there])
+            tau[there:] = 0
+            if theta_1 is not None:
+                theta_1[there:] = theta_0[there:]
+    aside = None if state.finite else _check_finite(plan, span, theta_0, taus)
     if aside is not None and theta_1 is not None:
         theta_1[aside.where] = 0
     return Block(theta_0, taus, theta_1, aside)
@@ -223,12 +286,10 @@ def bytes_to_read(plan: MergePlan) -> dict[str, int]:
     return {spec.name: sum(table[spec.name].nbytes for table in tables) for spec in plan.merged}
 
 
-def rounded(values: "Tensor", spec: TensorSpec) -> "Tensor":
+def rounded(values: Array, spec: TensorSpec) -> Array:
     """Round once, to the type written. Raises ConflictError where that cannot hold a value."""
-    from momacli.checkpoint.dtypes import torch_dtype
-
-    result = values.to(torch_dtype(spec.dtype, spec.name))
-    if not _all_finite(result):
+    result = converted(values, array_dtype(spec.dtype, spec.name))
+    if not is_finite(result):
         raise ConflictError(
             f"tensor {shown(spec.name)} of the result has values beyond {spec.dtype}",
             hint="try a smaller --lambda, --weights that do not cancel, or another --dtype",
@@ -236,18 +297,16 @@ def rounded(values: "Tensor", spec: TensorSpec) -> "Tensor":
     return result
 
 
-def read_head(expert: Expert, key: str, tolerated: Tolerated | None = None) -> "Tensor":
+def read_head(expert: Expert, key: str, tolerated: Tolerated | None = None) -> Array:
     """Read a head tensor, to be carried along.
 
     Raises ConflictError where it is not finite, unless that is tolerated and so noted.
     """
-    import torch
-
-    values = expert.checkpoint.read(key)
+    values = expert.checkpoint.read_array(key)
     floating = expert.checkpoint.entries[key].dtype in MERGEABLE_DTYPES
-    if floating and not bool(torch.isfinite(values).all()):
+    if floating and not is_finite(values):
         if tolerated is not None:
-            broken = int((~torch.isfinite(values)).sum())
+            broken = int(np.count_nonzero(~np.isfinite(values)))
             tolerated.count(f"{expert.checkpoint.path} (kept as it is)", key, broken)
             return values
         raise ConflictError(
@@ -257,36 +316,21 @@ def read_head(expert: Expert, key: str, tolerated: Tolerated | None = None) -> "
     return values
 
 
-def _all_finite(values: "Tensor") -> bool:
-    import torch
-
-    total = values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
-    if math.isfinite(total):  # no NaN or infinity can hide in a finite sum
-        return True
-    return bool(torch.isfinite(values).all())
-
-
-def _check_finite(
-    plan: MergePlan, span: Span, theta_0: "Tensor", taus: "Tensor"
-) -> SetAside | None:
-    if _all_finite(theta_0) and _all_finite(taus):
+def _check_finite(plan: MergePlan, span: Span, theta_0: Array, taus: Array) -> SetAside | None:
+    if is_finite(theta_0) and is_finite(taus):
         return None
     key = span.spec.name
     names = [f"{plan.base.path} (the base)", *(str(item.checkpoint.path) for item in plan.experts)]
     if plan.tolerated is not None:
         return plan.tolerated.set_aside(names, key, span.start, theta_0, taus)
     broken = [
-        name
-        for name, values in zip(names, [theta_0, *taus], strict=True)
-        if not _all_finite(values)
+        name for name, values in zip(names, [theta_0, *taus], strict=True) if not is_finite(values)
     ]
-    if not _all_finite(theta_0):
+    if not is_finite(theta_0):
         broken = names[:1]  # then the differences from it say nothing of the experts
-    if broken:
-        raise ConflictError(
-            f"tensor {shown(key)} holds NaN or infinity",
-            details=broken,
-            hint="the model is broken; leave it out, or take this tensor from the base "
-            "with --exclude, or merge with --allow-nonfinite to take all such entries from it",
-        )
-    return None
+    raise ConflictError(
+        f"tensor {shown(key)} holds NaN or infinity",
+        details=broken,
+        hint="the model is broken; leave it out, or take this tensor from the base "
+        "with --exclude, or merge with --allow-nonfinite to take all such entries from it",
+    )

@@ -2,8 +2,7 @@
 
 import torch
 
-from momacli.checkpoint.escaping import shown
-from momacli.errors import CheckpointError, OutputError, UsageError
+from momacli.errors import CheckpointError, OutputError
 
 _TORCH = {
     "F64": torch.float64,
@@ -24,16 +23,9 @@ _TORCH = {
     "F8_E5M2": torch.float8_e5m2,
     "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
-if hasattr(torch, "float8_e8m0fnu"):  # torch 2.7
-    _TORCH["F8_E8M0"] = torch.float8_e8m0fnu
 _CODES = {dtype: code for code, dtype in _TORCH.items()}
-_OPTIONS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-def is_held(code: str) -> bool:
-    """Whether a torch tensor can hold the elements of a format code; not those of 4 or 6 bits."""
-    return code in _TORCH
 
 
 def torch_dtype(code: str, what: str) -> torch.dtype:
@@ -48,14 +40,3 @@ def dtype_code(dtype: torch.dtype) -> str:
     if dtype not in _CODES:
         raise OutputError(f"a safetensors file cannot hold {dtype}")
     return _CODES[dtype]
-
-
-def parse_dtype(text: str) -> str:
-    """The format's code of what a user calls a type: float32, bf16, ... Raises UsageError."""
-    aliases = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
-    name = aliases.get(text.lower(), text.lower())
-    if name not in _OPTIONS:
-        raise UsageError(
-            f"unknown dtype {shown(text)}", hint=f"choose one of {', '.join(_OPTIONS)}"
-        )
-    return _OPTIONS[name]

@@ -1,5 +1,6 @@
 """An open input file that is hashed from the bytes that pass by anyway."""
 
+import threading
 from pathlib import Path
 
 from momacli.checkpoint.digests import known_digest, remember_digest
@@ -18,6 +19,7 @@ class HashedFile:
         self._source = Source(path)
         self._hash = BackgroundHash()
         self._digest: str | None = None  # once it is known
+        self._hashing = threading.Lock()  # two passes over a file may overlap
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -35,12 +37,14 @@ class HashedFile:
         Raises CheckpointError if the file was cut short or written to since it was opened.
         """
         self._source.read_into(buffer, offset)
-        self._hash.update(self._next_to_hash(buffer, offset))
+        with self._hashing:
+            self._hash.update(self._next_to_hash(buffer, offset))
 
     def read_here(self, buffer: memoryview, offset: int) -> None:
         """Like `read_into`, hashing in this thread: for callers who have a thread a file."""
         self._source.read_into(buffer, offset)
-        self._hash.update_here(self._next_to_hash(buffer, offset))
+        with self._hashing:
+            self._hash.update_here(self._next_to_hash(buffer, offset))
 
     def start_hash(self, first: int = 1) -> None:
         """Hash what is read from now on, so that `sha256` need not read it again.

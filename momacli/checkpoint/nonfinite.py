@@ -7,12 +7,11 @@ sees zeros there, so that not every method has to know of them. All of it is cou
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from momacli.checkpoint.arrays import Array
 from momacli.checkpoint.escaping import shown
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _NAMED = 3
 """Tensors of each file that a remark names."""
@@ -22,12 +21,12 @@ _NAMED = 3
 class SetAside:
     """The entries of a block that a method does not see, and what the base holds there."""
 
-    where: "Tensor"  # [k] positions
-    theta_0: "Tensor"  # [k]
+    where: Array  # [k] positions
+    theta_0: Array  # [k]
 
-    def restore(self, merged: "Tensor") -> None:
+    def restore(self, merged: Array) -> None:
         """Write the base's values to their places in a merged block."""
-        merged[self.where] = self.theta_0.to(merged.dtype)
+        merged[self.where] = self.theta_0.astype(merged.dtype)
 
 
 class Tolerated:
@@ -37,23 +36,21 @@ class Tolerated:
         self._found: dict[tuple[str, str, int], int] = {}  # file, tensor, start -> entries
 
     def set_aside(
-        self, names: Sequence[str], key: str, start: int, theta_0: "Tensor", taus: "Tensor"
+        self, names: Sequence[str], key: str, start: int, theta_0: Array, taus: Array
     ) -> SetAside | None:
         """Put zeros where a value of a block is not finite; None where there is none such.
 
         names: of the base and of each expert. What an expert holds where the base is not
             finite is not counted: only the difference is at hand, and that tells nothing.
         """
-        import torch
-
-        sound = torch.isfinite(theta_0)
-        fine = torch.isfinite(taus)
+        sound = np.isfinite(theta_0)
+        fine = np.isfinite(taus)
         for name, good in zip(names, [sound, *(fine | ~sound)], strict=True):
-            self.count(name, key, int(good.numel() - good.sum()), start)
-        where = (~(sound & fine.all(dim=0))).nonzero().reshape(-1)
-        if not where.numel():
+            self.count(name, key, int(np.count_nonzero(~good)), start)
+        where = np.flatnonzero(~(sound & fine.all(axis=0)))
+        if not len(where):
             return None
-        kept = SetAside(where, theta_0[where].clone())
+        kept = SetAside(where, theta_0[where])
         theta_0[where] = 0
         taus[:, where] = 0
         return kept

@@ -27,6 +27,8 @@ from momacli.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from momacli.checkpoint.arrays import Array
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -119,62 +121,73 @@ class Checkpoint:
 
         Elements of four or six bits come as their bytes, flat: enough to carry them along.
         """
-        from momacli.checkpoint.dtypes import is_held
+        from momacli.checkpoint.arrays import as_tensor
+
+        return as_tensor(self.read_array(key))
+
+    def read_range(self, key: str, start: int, stop: int) -> "Tensor":
+        """Read elements start to stop of one tensor, flattened in row-major order."""
+        from momacli.checkpoint.arrays import as_tensor
+
+        return as_tensor(self._read_range(key, start, stop))
+
+    def read_array(self, key: str) -> "Array":
+        """Like `read`, as an array."""
+        from momacli.checkpoint.arrays import is_held
 
         entry = self._where[key][1]
         if not is_held(entry.dtype):
             return self._read_bytes(key, 0, entry.nbytes)
-        return self.read_range(key, 0, entry.elements).reshape(entry.shape)
-
-    def read_range(self, key: str, start: int, stop: int) -> "Tensor":
-        """Read elements start to stop of one tensor, flattened in row-major order."""
-        from momacli.checkpoint.dtypes import torch_dtype
-
-        file, entry = self._where[key]
-        if not 0 <= start <= stop <= entry.elements:
-            raise IndexError(f"{start} to {stop} of the {entry.elements} elements of {shown(key)}")
-        dtype = torch_dtype(entry.dtype, f"tensor {shown(key)} of {shown_path(file.path)}")
-        width = dtype.itemsize
-        return self._read_bytes(key, start * width, stop * width).view(dtype)
+        return self._read_range(key, 0, entry.elements).reshape(entry.shape)
 
     concurrent = True
     """Whether several checkpoints may be read at once, each in a thread of its own."""
 
-    def read_to(self, out: "Tensor", key: str, start: int) -> None:
+    def read_to(self, out: "Array", key: str, start: int) -> None:
         """Fill `out`, flat, with the elements from `start` on, converted to its type.
 
         What is read is hashed in this thread.
         """
-        import torch
+        import numpy as np
 
-        from momacli.checkpoint.dtypes import torch_dtype
+        from momacli.checkpoint.arrays import array_dtype, fill
 
         file, entry = self._where[key]
-        dtype = torch_dtype(entry.dtype, f"tensor {shown(key)} of {shown_path(file.path)}")
+        dtype = array_dtype(entry.dtype, f"tensor {shown(key)} of {shown_path(file.path)}")
         offset = entry.start + start * dtype.itemsize
         if out.dtype == dtype:
-            if out.numel():
-                file.read_here(out.view(torch.uint8).numpy().data, offset)
+            if out.size:
+                file.read_here(out.view(np.uint8).data, offset)
             return
-        scratch = torch.empty(min(_CONVERTED, out.numel()), dtype=dtype)
-        for first, last in iterate_blocks(out.numel(), _CONVERTED):
+        scratch = np.empty(min(_CONVERTED, out.size), dtype=dtype)
+        for first, last in iterate_blocks(out.size, _CONVERTED):
             stored = scratch[: last - first]
-            file.read_here(stored.view(torch.uint8).numpy().data, offset + first * dtype.itemsize)
-            out[first:last] = stored
+            file.read_here(stored.view(np.uint8).data, offset + first * dtype.itemsize)
+            fill(out[first:last], stored)
 
-    def _read_bytes(self, key: str, start: int, stop: int) -> "Tensor":
-        import torch
+    def _read_range(self, key: str, start: int, stop: int) -> "Array":
+        from momacli.checkpoint.arrays import array_dtype
+
+        file, entry = self._where[key]
+        if not 0 <= start <= stop <= entry.elements:
+            raise IndexError(f"{start} to {stop} of the {entry.elements} elements of {shown(key)}")
+        dtype = array_dtype(entry.dtype, f"tensor {shown(key)} of {shown_path(file.path)}")
+        width = dtype.itemsize
+        return self._read_bytes(key, start * width, stop * width).view(dtype)
+
+    def _read_bytes(self, key: str, start: int, stop: int) -> "Array":
+        import numpy as np
 
         file, entry = self._where[key]
         try:
-            flat = torch.empty(stop - start, dtype=torch.uint8)
-        except RuntimeError as error:
+            flat = np.empty(stop - start, dtype=np.uint8)
+        except MemoryError as error:
             raise CheckpointError(
                 f"tensor {shown(key)} of {shown_path(file.path)} does not fit in memory: "
                 f"{stop - start} bytes"
             ) from error
-        if flat.numel():
-            file.read_into(flat.numpy().data, entry.start + start)
+        if flat.size:
+            file.read_into(flat.data, entry.start + start)
         return flat
 
     def start_hash(self) -> None:

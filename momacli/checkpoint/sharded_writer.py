@@ -15,6 +15,8 @@ from momacli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from momacli.checkpoint.arrays import Array
+
 _UNITS = {
     "": 1,
     "KB": 10**3,
@@ -32,7 +34,7 @@ class ShardedWriter:
     def __init__(self, writers: Mapping[str, CheckpointWriter]):
         self._writers = writers  # by tensor
 
-    def append(self, name: str, values: "Tensor") -> None:
+    def append(self, name: str, values: "Tensor | Array") -> None:
         """Append values to a tensor, as a CheckpointWriter does."""
         self._writers[name].append(name, values)
 

@@ -22,6 +22,8 @@ from momacli.errors import OutputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from momacli.checkpoint.arrays import Array
+
 _PART = 1 << 26
 """Bytes of one system call; between two of them an interrupt is heard."""
 
@@ -79,22 +81,22 @@ class CheckpointWriter:
             self._file.close()
             raise
 
-    def append(self, name: str, values: "Tensor") -> None:
+    def append(self, name: str, values: "Tensor | Array") -> None:
         """Append values to tensor `name`, in row-major order and in the type of its spec.
 
         Several calls may bring one tensor in parts. Elements of four or six bits are given as
         their bytes.
         """
-        import torch
+        import numpy as np
 
-        from momacli.checkpoint.dtypes import is_held, torch_dtype
+        from momacli.checkpoint.arrays import array_dtype, as_array, is_held
 
         code = self._specs[name].dtype
-        expected = torch_dtype(code, name) if is_held(code) else torch.uint8
-        if values.dtype != expected:
-            raise ValueError(f"{name}: expected {expected}, found {values.dtype}")
-        flat = values.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        buffer = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+        expected = array_dtype(code if is_held(code) else "U8", name)
+        plain = values if isinstance(values, np.ndarray) else as_array(values)
+        if plain.dtype != expected:
+            raise ValueError(f"{name}: expected {expected}, found {plain.dtype}")
+        buffer = np.ascontiguousarray(plain).reshape(-1).view(np.uint8).data
         if self._next[name] + len(buffer) > self._stop[name]:
             raise ValueError(f"{name}: more values than its shape has")
         self._write(buffer, self._next[name])

@@ -61,7 +61,7 @@ def method_card(name: str) -> Card:
         options=options,
         takes_weights="weights" in parameters,
         has_scope="first_pass" in {*functions, *_imported(module)},
-        is_random="generators" in parameters,
+        is_random="draws" in parameters,
         is_ordered="ORDERED" in _constants(module),
     )
 

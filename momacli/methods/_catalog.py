@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from momacli.errors import UsageError
 
-RESERVED = frozenset({"weights", "base", "generators", "statistic", "name"})
+RESERVED = frozenset({"weights", "base", "draws", "statistic", "name"})
 """Parameters the engine fills in; all others are options of the user."""
 
 
@@ -34,6 +34,11 @@ class Method:
     def options(self) -> dict[str, inspect.Parameter]:
         """The parameters a user may set."""
         return {key: value for key, value in self.parameters.items() if key not in RESERVED}
+
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether the function computes in NumPy, without torch."""
+        return bool(getattr(self.function, "takes_arrays", False))
 
     def takes(self, name: str) -> bool:
         """Whether the function has this parameter."""
@@ -87,12 +92,12 @@ def load_method(name: str) -> Method:
         parameters=parameters,
         source=lines.split("\n", 1)[0],
         text=f"{lines}\n\n{inspect.getdoc(function)}",
+        stored_numbers=getattr(module, "STORED_NUMBERS", None),
     )
 
 
 def _spoken(name: str) -> str:
     return name.replace("_", "-")
-        stored_numbers=getattr(module, "STORED_NUMBERS", None),
 
 
 def option_flag(option: str) -> str:

@@ -1,15 +1,18 @@
 """Exact selection by magnitude over tensors that are only ever seen a block at a time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
-Stacks = Callable[[], Iterable[Float[Tensor, "T _"]]]
+from momacli.checkpoint.arrays import Array, as_array, as_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Stacks = Callable[[], "Iterable[Array | Tensor]"]
 """Reads the stacked task vectors again from the start, one flat block [T, n] at a time.
 
 May have a method `sample`, which reads places of them that are evenly spread; none if few.
@@ -29,6 +32,9 @@ _MARGIN = 0.01
 _GATHERED = 1 << 20
 """Patterns of one expert that wait to be put in bins at once."""
 
+_SAMPLED = 1 << 14
+"""Entries of a sample of one row."""
+
 
 def count_to_keep(density: float, size: int) -> int:
     """How many of `size` entries a density keeps: floor(density * size), at least one if any."""
@@ -37,7 +43,20 @@ def count_to_keep(density: float, size: int) -> int:
     return min(size, max(1, int(density * size)))
 
 
-def largest_magnitudes(stacks: Stacks, *, density: float) -> Float[Tensor, " T"]:
+def blocks_of(stacks: Stacks) -> Iterator[Float[np.ndarray, "T n"]]:
+    """Read the stacked task vectors as arrays of float32."""
+    for block in stacks():
+        plain = block if isinstance(block, np.ndarray) else as_array(block)
+        yield plain.astype(np.float32, copy=False)
+
+
+def tensors_of(stacks: Stacks) -> "Iterator[Float[Tensor, 'T n']]":
+    """Read the stacked task vectors as tensors of float32."""
+    for block in stacks():
+        yield (as_tensor(block) if isinstance(block, np.ndarray) else block).float()
+
+
+def largest_magnitudes(stacks: Stacks, *, density: float) -> Float[np.ndarray, " T"]:
     """Return for each expert the magnitude above or at which its top entries lie.
 
     Exactly the `count_to_keep(density, d)`-th largest |tau_t| over all blocks together, equal
@@ -51,20 +70,40 @@ def largest_magnitudes(stacks: Stacks, *, density: float) -> Float[Tensor, " T"]
     while True:
         counters: list[_Counter] = []
         size = 0
-        for block in stacks():
-            patterns = _patterns(block)
-            size += patterns.shape[1]
-            ranges = ranges or [_Range(0, _END)] * len(patterns)
+        for block in blocks_of(stacks):
+            size += block.shape[1]
+            ranges = ranges or [_Range(0, _END)] * len(block)
             counters = counters or [_Counter(item, len(ranges)) for item in ranges]
-            for counter, row in zip(counters, patterns, strict=True):
-                counter.add(row)
+            for counter, row in zip(counters, block, strict=True):
+                counter.add(_patterns(row))
         keep = count_to_keep(density, size)
         if keep == 0:
-            return torch.full((len(counters),), torch.inf)
+            return np.full(len(counters), np.inf, dtype=np.float32)
         ranges = [counter.narrowed(keep) for counter in counters]
         if all(item.width == 1 for item in ranges):
-            found = np.array([item.low for item in ranges], dtype=np.int32)
-            return torch.from_numpy(found).view(torch.float32)
+            return np.array([item.low for item in ranges], dtype=np.int32).view(np.float32)
+
+
+def entries_of_rank(values: Float[np.ndarray, "rows n"], rank: int) -> Float[np.ndarray, "rows 1"]:
+    """Return the entry of this rank of each row, from 1, the smallest. Exactly."""
+    if values.shape[-1] < 8 * _SAMPLED:
+        parted: np.ndarray = np.partition(values, rank - 1, axis=-1)
+        return parted[:, rank - 1 : rank]
+    return np.array([[_entry_of_rank(row, rank)] for row in values])
+
+
+def _entry_of_rank(values: Float[np.ndarray, " n"], rank: int) -> np.floating[Any]:
+    """A sample says about where it lies; what lies there is then sorted out."""
+    sample = np.sort(values[:: len(values) // _SAMPLED])
+    place, margin = rank * len(sample) // len(values), int(_MARGIN * len(sample))
+    low = sample[place - margin] if place >= margin else -np.inf
+    high = sample[place + margin] if place + margin < len(sample) else np.inf
+    wanted = rank - 1 - np.count_nonzero(values < low)
+    near = values[np.flatnonzero((values >= low) & (values <= high))]
+    if not 0 <= wanted < len(near):  # the sample misled
+        near, wanted = values, rank - 1
+    found: np.floating[Any] = np.partition(near, wanted)[wanted]
+    return found
 
 
 @dataclass(frozen=True)
@@ -92,7 +131,8 @@ class _Counter:
         inside = patterns - np.int32(self._range.low)
         if self._range.width < _END:
             self._above += int(np.count_nonzero(inside >= np.int32(self._range.width)))
-            inside = inside[inside.view(np.uint32) < np.uint32(self._range.width)]
+            unsigned = inside.view(np.uint32)  # those below are large here
+            inside = inside[np.flatnonzero(unsigned < np.uint32(self._range.width))]
         self._waiting.append(inside)
         self._gathered += len(inside)
         if self._gathered >= _GATHERED:
@@ -115,17 +155,16 @@ class _Counter:
         self._waiting, self._gathered = [], 0
 
 
-def _patterns(block: Tensor) -> Integers:
-    """The bit patterns of |block| as int32 [T, n]; their order is the order of magnitudes."""
-    bits = block.to(torch.float32).contiguous().view(torch.int32) & 0x7FFFFFFF
-    found: Integers = bits.cpu().numpy()
-    return found
+def _patterns(values: Float[np.ndarray, "*shape"]) -> Integers:
+    """The bit patterns of magnitudes as int32; their order is the order of magnitudes."""
+    patterns: Integers = np.ascontiguousarray(values).view(np.int32) & np.int32(0x7FFFFFFF)
+    return patterns
 
 
 def _sampled_ranges(stacks: Stacks, density: float) -> list[_Range]:
     """One range per expert that the threshold is likely in; none without a sample."""
-    sample: Callable[[], Iterable[Tensor]] | None = getattr(stacks, "sample", None)
-    blocks = [_patterns(block) for block in sample()] if sample else []
+    sample: Stacks | None = getattr(stacks, "sample", None)
+    blocks = [_patterns(block) for block in blocks_of(sample)] if sample else []
     if not blocks:
         return []
     return [_around(row, density) for row in np.sort(np.concatenate(blocks, axis=1))]

@@ -1,24 +1,23 @@
 """A merge method applied to a whole model, a block of one tensor at a time."""
 
-import hashlib
 import inspect
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from momacli.checkpoint.arrays import Array, as_array, as_tensor, converted
 from momacli.checkpoint.blocks import (
     Block,
     Span,
     block_size,
     bytes_to_read,
     evenly_spread,
+    piece_size,
     read_blocks,
     rounded,
     spans,
@@ -27,9 +26,13 @@ from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.writer import TensorSpec
 from momacli.methods._catalog import Method
+from momacli.methods._random_mask import Draws
 from momacli.methods._settings import TensorSettings
 from momacli.progress import Listener, Notice, Progress
 from momacli.statistics.suspicion import Suspicion
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Scope = Literal["global", "tensor"]
 
@@ -45,7 +48,7 @@ class Part:
     """Consecutive merged values of one tensor, in the type they are written in."""
 
     name: str
-    values: Tensor  # flat
+    values: Array  # flat
     changed: int  # how many differ from the base
 
 
@@ -71,7 +74,7 @@ class StreamedMerge:
             values["scope"] = self.scope
         if self.weights is not None:
             values["weights"] = dict(self.weights)
-        if self.method.takes("generators"):
+        if self.method.takes("draws"):
             values["seed"] = self.seed
         return values
 
@@ -138,10 +141,10 @@ class StreamedMerge:
         assert self.method.first_pass is not None
         wanted = inspect.signature(self.method.first_pass).parameters
         settings = self.settings_of(specs[0].name)
-        values = {**settings.options, "weights": self._weight_tensor(settings)}
+        values = {**settings.options, "weights": self._weights(settings)}
         known = {key: value for key, value in values.items() if key in wanted}
-        stacks = _Stacks(self.plan, specs, listener)
-        with _one_thread():
+        stacks = _Stacks(self.plan, specs, self.method.takes_arrays, listener)
+        with _one_thread(idle=self.method.takes_arrays):
             return self.method.first_pass(stacks, **known)
 
     def tensor(self, spec: TensorSpec, statistic: Any) -> Iterator[Part]:
@@ -155,16 +158,24 @@ class StreamedMerge:
         statistics: Mapping[str, Any],
         suspicion: Suspicion | None = None,
     ) -> Iterator[tuple[Span, Part]]:
-        generators = None
+        given: dict[str, Any] = {}
         wanted = [span for spec in specs for span in self._spans(spec, statistics.get(spec.name))]
-        with _one_thread() if self.method.elementwise else nullcontext():
-            for span, block in read_blocks(self.plan, wanted):
-                if span.start == 0 and self.method.takes("generators"):
-                    generators = self._generators(span.spec.name)
+        elementwise = self.method.elementwise
+        piece = piece_size(self.plan) if elementwise and not self._is_alone(statistics) else None
+        with _one_thread(idle=self.method.takes_arrays or not elementwise):
+            for span, block in read_blocks(self.plan, wanted, piece=piece):
+                if span.start == 0:
+                    given = self._arguments(span.spec.name, statistics.get(span.spec.name))
                 if suspicion is not None:
                     opens = 0 if span.start else span.spec.elements
                     suspicion.see(block.theta_0, block.taus, opens=opens)
-                yield span, self._part(span, block, statistics.get(span.spec.name), generators)
+                yield span, self._part(span, block, given)
+
+    def _is_alone(self, statistics: Mapping[str, Any]) -> bool:
+        """Whether each tensor is measured by itself, which takes all of it."""
+        return self.method.first_pass is not None and not any(
+            statistic is not None for statistic in statistics.values()
+        )
 
     def _spans(self, spec: TensorSpec, statistic: Any) -> list[Span]:
         """The whole tensor, or blocks where each entry of the result depends on itself alone."""
@@ -172,72 +183,90 @@ class StreamedMerge:
         whole = alone or not self.method.elementwise
         return spans([spec], None if whole else block_size(self.plan))
 
-    def _part(
-        self,
-        span: Span,
-        block: Block,
-        statistic: Any,
-        generators: Sequence[torch.Generator] | None,
-    ) -> Part:
-        spec, settings = span.spec, self.settings_of(span.spec.name)
-        shape = spec.shape if span.length == spec.elements else block.theta_0.shape
+    def _arguments(self, key: str, statistic: Any) -> dict[str, Any]:
+        """What the method is given for one tensor, besides its values."""
+        settings = self.settings_of(key)
         available = {
-            "base": block.theta_0.reshape(shape),
-            "weights": self._weight_tensor(settings),
-            "generators": generators,
+            "weights": self._weights(settings),
+            "draws": self._draws(key) if self.method.takes("draws") else None,
             "statistic": statistic,
-            "name": spec.name,
+            "name": key,
         }
-        values = {key: item for key, item in available.items() if self.method.takes(key)}
-        tau = self.method.function(block.taus.reshape(-1, *shape), **settings.options, **values)
-        merged = rounded(_add(block, tau.reshape(-1)), spec)
-        changed = _differing(merged, block.theta_0)
+        wanted = {name: item for name, item in available.items() if self.method.takes(name)}
+        return {**settings.options, **wanted}
+
+    def _part(self, span: Span, block: Block, given: Mapping[str, Any]) -> Part:
+        spec = span.spec
+        shape = spec.shape if span.length == spec.elements else block.theta_0.shape
+        if self.method.takes("base"):
+            given = {**given, "base": self._given(block.theta_0.reshape(shape))}
+        with np.errstate(all="ignore"):  # a result that is not finite is an error, not a warning
+            tau = self.method.function(self._given(block.taus.reshape(-1, *shape)), **given)
+            flat = (tau if isinstance(tau, np.ndarray) else as_array(tau)).reshape(-1)
+            merged = rounded(_add(block, flat), spec)
+        changed = int(np.count_nonzero(merged != converted(block.theta_0, merged.dtype)))
         if block.aside is not None:
             block.aside.restore(merged)
         return Part(spec.name, merged, changed)
 
-    def _weight_tensor(self, settings: TensorSettings) -> Tensor | None:
+    def _given(self, values: Array) -> "Array | Tensor":
+        """Values as the method takes them."""
+        return values if self.method.takes_arrays else as_tensor(values)
+
+    def _weights(self, settings: TensorSettings) -> "Array | Tensor | None":
         if settings.weights is None:
             return None
-        return torch.tensor([settings.weights[expert.name] for expert in self.plan.experts])
+        values = [settings.weights[expert.name] for expert in self.plan.experts]
+        return self._given(np.array(values, dtype=np.float32))
 
-    def _generators(self, key: str) -> list[torch.Generator]:
-        """One generator per expert, seeded by (seed, task, tensor): the same in any order."""
-        seeds = (f"{self.seed}/{expert.name}/{key}".encode() for expert in self.plan.experts)
-        digests = (hashlib.sha256(text).digest() for text in seeds)
-        return [
-            torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            for digest in digests
-        ]
+    def _draws(self, key: str) -> list[Draws]:
+        """Random numbers by (seed, task, tensor): the same in any order."""
+        return [Draws(f"{self.seed}/{expert.name}/{key}") for expert in self.plan.experts]
 
 
 class _Stacks:
     """The task vectors of some tensors, to be read block by block as often as needed."""
 
-    def __init__(self, plan: MergePlan, specs: Sequence[TensorSpec], listener: Listener):
+    def __init__(
+        self, plan: MergePlan, specs: Sequence[TensorSpec], as_arrays: bool, listener: Listener
+    ):
         self._plan, self._specs, self._listener = plan, specs, listener
+        self._as_arrays = as_arrays
         self._passes = 0
 
-    def __call__(self) -> Iterator[Tensor]:
+    def __call__(self) -> "Iterator[Array | Tensor]":
         """Read all of them."""
         self._passes += 1
         stage, read = f"measuring, pass {self._passes}", 0.0
         sizes = bytes_to_read(self._plan)
         total = sum(sizes[spec.name] for spec in self._specs)
-        for span, block in read_blocks(self._plan, spans(self._specs, block_size(self._plan))):
-            yield block.taus.float()
+        wanted = spans(self._specs, block_size(self._plan))
+        for span, block in read_blocks(self._plan, wanted, piece=piece_size(self._plan)):
+            yield self._given(block)
             read += sizes[span.spec.name] * span.length / span.spec.elements
             self._listener(Progress(stage, round(read), total, "bytes"))
 
-    def sample(self) -> Iterator[Tensor]:
+    def sample(self) -> "Iterator[Array | Tensor]":
         """Read runs of entries, evenly spread; of a small model, none."""
-        for _, block in read_blocks(self._plan, evenly_spread(self._specs)):
-            yield block.taus.float()
+        for _, block in read_blocks(self._plan, evenly_spread(self._specs), ahead=False):
+            yield self._given(block)
+
+    def _given(self, block: Block) -> "Array | Tensor":
+        taus = block.taus.astype(np.float32, copy=False)
+        return taus if self._as_arrays else as_tensor(taus)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute in this thread alone: on small blocks, waiting for others costs more."""
+def _one_thread(*, idle: bool) -> Iterator[None]:
+    """Let torch compute in this thread alone: on small blocks, waiting for others costs more.
+
+    idle: torch computes nothing, or large matrices; it is left alone.
+    """
+    if idle:
+        yield
+        return
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -246,13 +275,9 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _add(block: Block, tau: Tensor) -> Tensor:
+def _add(block: Block, tau: Array) -> Array:
     """theta_0 + tau; with one expert and its whole task vector, exactly that expert."""
     if block.theta_1 is not None and bool((tau == block.taus[0]).all()):
         return block.theta_1
-    return block.theta_0 + tau
-
-
-def _differing(merged: Tensor, theta_0: Tensor) -> int:
-    """How many values are not the base's; NumPy counts ten times as fast as torch adds up."""
-    return int(np.count_nonzero((merged != theta_0.to(merged.dtype)).numpy()))
+    merged: Array = block.theta_0 + tau
+    return merged

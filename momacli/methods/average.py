@@ -3,26 +3,28 @@
 theta_m = theta_0 + sum_t w_t tau_t / sum_t w_t; with equal weights, the mean of the experts.
 """
 
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
+
+from momacli.methods._arrays import on_entries
+from momacli.methods._sums import weighted_sum
 
 ELEMENTWISE = True
 
 
+@on_entries
 def average(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T n"],
     *,
-    weights: Float[Tensor, " T"] | None = None,
+    weights: Float[np.ndarray, " T"] | None = None,
     lam: float = 1.0,
-) -> Float[Tensor, "*shape"]:
+) -> Float[np.ndarray, " n"]:
     """Return lam times the weighted mean of the task vectors.
 
     weights: one per expert, default all equal; only their ratios matter, and their sum
         must not be zero.
     lam: factor on the mean; 1 is the average of the paper.
     """
-    T = task_vectors.shape[0]
     if weights is None:
-        return task_vectors.sum(dim=0) * (lam / T)
-    w = (weights / weights.sum()).to(task_vectors.dtype)
-    return lam * (w.reshape(T, *[1] * (task_vectors.ndim - 1)) * task_vectors).sum(dim=0)
+        return weighted_sum(task_vectors, None, lam / len(task_vectors))
+    return weighted_sum(task_vectors, weights / weights.sum(), lam)

@@ -13,26 +13,27 @@ import math
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from momacli.errors import UsageError
+from momacli.methods._arrays import on_arrays
 from momacli.methods._rows import as_rows
+from momacli.methods._selection import entries_of_rank
 from momacli.methods.task_arithmetic import task_arithmetic
 
 ELEMENTWISE = False
 
 
+@on_arrays
 def breadcrumbs(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T *shape"],
     *,
     beta: float = 0.9,
     gamma: float = 0.99,
     lam: float = 0.3,
     per: Literal["tensor", "row"] = "tensor",
-    weights: Float[Tensor, " T"] | None = None,
-) -> Float[Tensor, "*shape"]:
+    weights: Float[np.ndarray, " T"] | None = None,
+) -> Float[np.ndarray, "*shape"]:
     """Return lam times the (weighted) sum of the task vectors without their tails.
 
     beta: percentile below which entries are dropped, in [0, 1); 0.9 is the paper's.
@@ -47,23 +48,17 @@ def breadcrumbs(
             f"beta and gamma: expected 0 <= beta < gamma <= 1, found {beta} and {gamma}",
             hint="both are percentiles: 0.9 and 0.99 keep the entries between them",
         )
-    if task_vectors.numel() == 0:
-        return task_vectors.sum(dim=0)
+    if task_vectors.size == 0:
+        nothing: np.ndarray = task_vectors.sum(axis=0)
+        return nothing
     rows = as_rows(task_vectors, per)
-    size = rows.abs()
     smallest, largest = _ranks_kept(rows.shape[-1], beta, gamma)
-    low, high = _entries_of_rank(size, smallest, largest)
-    crumbs = rows * ((size >= low) & (size <= high)).to(rows.dtype)
+    crumbs = np.empty_like(rows)
+    for tau, crumb in zip(rows, crumbs, strict=True):
+        size = np.abs(tau)
+        low, high = (entries_of_rank(size, rank) for rank in (smallest, largest))
+        np.multiply(tau, (size >= low) & (size <= high), out=crumb)
     return task_arithmetic(crumbs.reshape(task_vectors.shape), weights=weights, lam=lam)
-
-
-def _entries_of_rank(
-    size: Float[Tensor, "*rows n"], *ranks: int
-) -> tuple[Float[Tensor, "*rows 1"], ...]:
-    """The entries of these ranks from below, from 1; NumPy finds both at once, and faster."""
-    places = [rank - 1 for rank in ranks]
-    parted = torch.from_numpy(np.partition(size.cpu().numpy(), places, axis=-1))
-    return tuple(parted[..., place : place + 1].to(size.device) for place in places)
 
 
 def _ranks_kept(n: int, beta: float, gamma: float) -> tuple[int, int]:

@@ -11,12 +11,12 @@ that a mask depends on everything drawn before; here each expert and tensor has 
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from momacli.errors import UsageError
-from momacli.methods._random_mask import random_mask
+from momacli.methods._arrays import on_entries
+from momacli.methods._random_mask import Draws
 from momacli.methods.average import average
 from momacli.methods.task_arithmetic import task_arithmetic
 from momacli.methods.ties import TiesStatistic, ties
@@ -24,17 +24,18 @@ from momacli.methods.ties import TiesStatistic, ties
 ELEMENTWISE = True
 
 
+@on_entries
 def dare(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T n"],
     *,
-    generators: Sequence[torch.Generator],
+    draws: Sequence[Draws],
     drop_rate: float = 0.9,
     rescale: bool = True,
     then: Literal["average", "task_arithmetic", "ties"] = "average",
     aggregate: Literal["mean", "sum"] = "mean",
     lam: float = 1.0,
-    weights: Float[Tensor, " T"] | None = None,
-) -> Float[Tensor, "*shape"]:
+    weights: Float[np.ndarray, " T"] | None = None,
+) -> Float[np.ndarray, " n"]:
     """Return the merge of the randomly thinned task vectors.
 
     drop_rate: the paper's p, in [0, 1); 0.9 is its usual value for language models.
@@ -50,16 +51,13 @@ def dare(
     if not 0 <= drop_rate < 1:
         raise UsageError(f"drop_rate: expected at least 0 and below 1, found {drop_rate}")
     keep = 1 - drop_rate
-    survivors = torch.stack(
-        [
-            tau * random_mask(tau, keep, generator).to(tau.dtype)
-            for tau, generator in zip(task_vectors, generators, strict=True)
-        ]
-    )
+    survivors = np.empty_like(task_vectors)
+    for tau, drawn, survivor in zip(task_vectors, draws, survivors, strict=True):
+        np.multiply(tau, drawn.mask(len(tau), keep), out=survivor)
     if rescale:
-        survivors = survivors / keep
+        survivors /= survivors.dtype.type(keep)
     if then == "ties":
-        untrimmed = TiesStatistic(survivors.new_zeros(len(survivors)), majority=1.0)
+        untrimmed = TiesStatistic(np.zeros(len(survivors)))
         return ties(survivors, lam=lam, weights=weights, aggregate=aggregate, statistic=untrimmed)
     follow = task_arithmetic if then == "task_arithmetic" else average
     return follow(survivors, lam=lam, weights=weights)

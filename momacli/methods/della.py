@@ -13,12 +13,13 @@ only, and fails on rows of a single entry; here such an entry is kept with q = d
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from momacli.errors import UsageError
-from momacli.methods._random_mask import random_mask
+from momacli.methods._random_mask import Draws
 from momacli.methods._rows import as_rows
 from momacli.methods.ties import TiesStatistic, ties
 
@@ -28,7 +29,7 @@ ELEMENTWISE = False
 def della(
     task_vectors: Float[Tensor, "T *shape"],
     *,
-    generators: Sequence[torch.Generator],
+    draws: Sequence[Draws],
     density: float = 0.7,
     epsilon: float = 0.07,
     lam: float = 1.1,
@@ -55,17 +56,17 @@ def della(
         )
     kept = torch.stack(
         [
-            _magprune(tau, generator, density, epsilon, rescale)
-            for tau, generator in zip(as_rows(task_vectors, per), generators, strict=True)
+            _magprune(tau, drawn, density, epsilon, rescale)
+            for tau, drawn in zip(as_rows(task_vectors, per), draws, strict=True)
         ]
     )
-    untrimmed = TiesStatistic(kept.new_zeros(len(kept)), majority=1.0)
+    untrimmed = TiesStatistic(np.zeros(len(kept)))
     return ties(kept.reshape(task_vectors.shape), lam=lam, weights=weights, statistic=untrimmed)
 
 
 def _magprune(
     tau: Float[Tensor, "rows n"],
-    generator: torch.Generator,
+    drawn: Draws,
     density: float,
     epsilon: float,
     rescale: Literal["probability", "l1"],
@@ -73,7 +74,8 @@ def _magprune(
     last = tau.shape[-1] - 1
     rank = tau.abs().argsort(dim=-1, stable=True).argsort(dim=-1)
     q = density + epsilon * ((2 * rank - last) / max(1, last))
-    kept = torch.where(random_mask(tau, q, generator), tau, 0.0)
+    uniform = torch.from_numpy(drawn.uniform(tau.numel())).reshape(tau.shape).to(tau.device)
+    kept = torch.where(uniform < q, tau, 0.0)
     if rescale == "probability":
         return kept / q
     before, after = (x.abs().sum(dtype=torch.float64) for x in (tau, kept))

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._reconstructed_task import checked_task
-from momacli.methods._selection import Stacks
+from momacli.methods._selection import Stacks, tensors_of
 
 ELEMENTWISE = True
 STORED_NUMBERS = 1
@@ -33,7 +33,7 @@ class EmrStatistic:
 def first_pass(stacks: Stacks) -> EmrStatistic:
     """Find r_t of every expert, block by block."""
     wanted, left = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for block in stacks():
+    for block in tensors_of(stacks):
         aligned = _aligned(block)
         masked = torch.where(aligned > 0, aligned.amax(dim=0), 0.0)
         wanted = wanted + block.abs().sum(dim=1, dtype=torch.float64)

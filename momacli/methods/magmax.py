@@ -6,21 +6,25 @@ Where two experts moved equally far in opposite directions, the positive one is 
 authors' code takes the later expert, which would make the result depend on their order.
 """
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
+
+from momacli.methods._arrays import on_entries
 
 ELEMENTWISE = True
 
 
+@on_entries
 def magmax(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T n"],
     *,
     lam: float = 0.5,
-) -> Float[Tensor, "*shape"]:
+) -> Float[np.ndarray, " n"]:
     """Return lam times the entry of largest magnitude among the task vectors.
 
     lam: the paper's lambda; 0.5 is the authors' value for the eight CLIP tasks.
     """
-    highest, lowest = task_vectors.amax(dim=0), task_vectors.amin(dim=0)
-    return lam * torch.where(highest >= -lowest, highest, lowest)
+    highest, lowest = task_vectors.max(axis=0), task_vectors.min(axis=0)
+    moved_most: np.ndarray = np.where(highest >= -lowest, highest, lowest)
+    moved_most *= task_vectors.dtype.type(lam)
+    return moved_most

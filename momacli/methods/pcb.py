@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.errors import UsageError
-from momacli.methods._selection import Stacks, largest_magnitudes
+from momacli.methods._selection import Stacks, largest_magnitudes, tensors_of
 
 ELEMENTWISE = True
 
@@ -46,16 +46,16 @@ def first_pass(
     if not 0 < density <= 1:
         raise UsageError(f"density: expected above 0 and at most 1, found {density}")
     clipped = _CLIPPED[variant]
-    smallest = largest_magnitudes(stacks, density=1 - clipped)
-    largest = largest_magnitudes(stacks, density=clipped)
+    smallest = torch.from_numpy(largest_magnitudes(stacks, density=1 - clipped))
+    largest = torch.from_numpy(largest_magnitudes(stacks, density=clipped))
 
     def scores() -> Iterator[Tensor]:
-        return (_scores(block.float(), smallest, largest, variant) for block in stacks())
+        return (_scores(block, smallest, largest, variant) for block in tensors_of(stacks))
 
     highest = torch.zeros_like(largest)
     for block in scores():
         highest = torch.cat([highest.to(block)[:, None], block], dim=1).amax(dim=1)
-    lowest = largest_magnitudes(scores, density=density)
+    lowest = torch.from_numpy(largest_magnitudes(scores, density=density))
     return PcbStatistic(smallest, largest, lowest, highest)
 
 

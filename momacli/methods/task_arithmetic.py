@@ -3,25 +3,26 @@
 theta_m = theta_0 + lambda * sum_t w_t tau_t. A negative weight makes the model forget a task.
 """
 
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
+
+from momacli.methods._arrays import on_entries
+from momacli.methods._sums import weighted_sum
 
 ELEMENTWISE = True
 
 
+@on_entries
 def task_arithmetic(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T n"],
     *,
-    weights: Float[Tensor, " T"] | None = None,
+    weights: Float[np.ndarray, " T"] | None = None,
     lam: float = 0.3,
-) -> Float[Tensor, "*shape"]:
+) -> Float[np.ndarray, " n"]:
     """Return lam times the (weighted) sum of the task vectors.
 
     weights: one per expert, default 1 each.
     lam: the paper's lambda; 0.3 is what the eight-task CLIP literature uses
         (AdaMerging, Surgery, FusionBench), 0.7 its five-task BERT counterpart.
     """
-    if weights is not None:
-        w = weights.to(task_vectors.dtype)
-        task_vectors = w.reshape(-1, *[1] * (task_vectors.ndim - 1)) * task_vectors
-    return lam * task_vectors.sum(dim=0)
+    return weighted_sum(task_vectors, weights, lam)

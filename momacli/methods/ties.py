@@ -9,50 +9,66 @@ The vector is the whole model by default, as in the paper; PEFT and mergekit tri
 by itself (scope "tensor"). The authors' code keeps one entry more than floor(density * d).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
-from momacli.methods._selection import Stacks, largest_magnitudes
+from momacli.methods._arrays import on_entries
+from momacli.methods._selection import Stacks, blocks_of, largest_magnitudes
+from momacli.methods._sums import scaled
 
 ELEMENTWISE = True
+
+Aggregate = Literal["mean", "sum", "weighted-mean"]
 
 
 @dataclass(frozen=True)
 class TiesStatistic:
     """What the merge of one entry must know of the whole vector."""
 
-    thresholds: Float[Tensor, " T"]  # smallest magnitude kept, per expert
-    majority: float  # +1 or -1: the sign elected where the sum is zero
+    thresholds: Float[np.ndarray, " T"]  # smallest magnitude kept, per expert
+    balance: Callable[[], int] = lambda: 0  # positive sums less negative ones
+
+    @cached_property
+    def majority(self) -> float:
+        """+1 or -1: the sign elected where entries cancel out. Nobody else has to count."""
+        return 1.0 if self.balance() >= 0 else -1.0
 
 
 def first_pass(
     stacks: Stacks,
     *,
     density: float = 0.2,
-    weights: Float[Tensor, " T"] | None = None,
+    weights: Float[np.ndarray, " T"] | None = None,
 ) -> TiesStatistic:
-    """Find the thresholds and the majority sign of the whole vector, block by block."""
+    """Find the thresholds of the whole vector, block by block."""
     thresholds = largest_magnitudes(stacks, density=density)
-    signs = 0
-    for block in stacks():
-        trimmed = _weighted(_trim(block.float(), thresholds), weights)
-        signs += int(trimmed.sum(dim=0).sign().sum(dtype=torch.float64))
-    return TiesStatistic(thresholds, 1.0 if signs >= 0 else -1.0)
+
+    def balance() -> int:
+        positive = negative = 0
+        for block in blocks_of(stacks):
+            total = scaled(_trim(block, thresholds), weights).sum(axis=0)
+            positive += np.count_nonzero(total > 0)
+            negative += np.count_nonzero(total < 0)
+        return int(positive - negative)
+
+    return TiesStatistic(thresholds, balance)
 
 
+@on_entries
 def ties(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T n"],
     *,
     density: float = 0.2,
     lam: float = 1.0,
-    weights: Float[Tensor, " T"] | None = None,
-    aggregate: Literal["mean", "sum", "weighted-mean"] = "mean",
+    weights: Float[np.ndarray, " T"] | None = None,
+    aggregate: Aggregate = "mean",
     statistic: TiesStatistic | None = None,
-) -> Float[Tensor, "*shape"]:
+) -> Float[np.ndarray, " n"]:
     """Return lam times the disjoint mean (or sum) of the trimmed task vectors.
 
     density: share of entries kept per expert; 0.2 is the paper's.
@@ -64,33 +80,52 @@ def ties(
     statistic: of the whole model, from `first_pass`; without it this tensor stands alone.
     """
     if statistic is None:
-        flat = task_vectors.reshape(task_vectors.shape[0], -1)
-        statistic = first_pass(lambda: [flat], density=density, weights=weights)
-    trimmed = _weighted(_trim(task_vectors, statistic.thresholds), weights)
-    gamma = trimmed.sum(dim=0).sign()
-    gamma = gamma + statistic.majority * (1 - gamma.abs())  # the majority's where it is 0
-    agreeing = (trimmed * gamma).clamp_(min=0)  # magnitudes of the entries with that sign
-    total = agreeing.sum(dim=0) * gamma
+        statistic = first_pass(lambda: [task_vectors], density=density, weights=weights)
+    trimmed = scaled(_trim(task_vectors, statistic.thresholds), weights)
+    elected = np.sign(trimmed.sum(axis=0))
+    undecided = elected == 0
+    merged = _disjoint(trimmed, elected + undecided, weights, aggregate)
+    merged *= merged.dtype.type(lam)
+    cancelled = undecided & (merged != 0)  # not just nothing left
+    if cancelled.any() and statistic.majority < 0:
+        rest = scaled(_trim(task_vectors[:, cancelled], statistic.thresholds), weights)
+        merged[cancelled] = lam * _disjoint(rest, -np.ones_like(rest[0]), weights, aggregate)
+    return merged
+
+
+def _disjoint(
+    trimmed: Float[np.ndarray, "T n"],
+    gamma: Float[np.ndarray, " n"],
+    weights: Float[np.ndarray, " T"] | None,
+    aggregate: Aggregate,
+) -> Float[np.ndarray, " n"]:
+    """Aggregate the entries whose sign is gamma; overwrites `trimmed`."""
+    trimmed *= gamma
+    agreeing = np.maximum(trimmed, 0, out=trimmed)
+    total: np.ndarray = agreeing.sum(axis=0)
+    total *= gamma
     if aggregate == "mean":
-        total = total / agreeing.sign().sum(dim=0).clamp_(min=1)
+        total /= np.maximum(_count(agreeing > 0), 1).astype(total.dtype)
     elif aggregate == "weighted-mean":
-        shares = _weighted(agreeing.sign(), weights).sum(dim=0)
-        total = total / torch.where(shares == 0, 1.0, shares)
-    return lam * total
+        shares = scaled(np.sign(agreeing), weights).sum(axis=0)
+        total /= np.where(shares == 0, shares.dtype.type(1), shares)
+    return total
 
 
-def _trim(task_vectors: Tensor, thresholds: Tensor) -> Tensor:
-    """Set to 0 what is below its threshold; hardshrink does so in a quarter of where's time."""
-    trimmed = torch.empty_like(task_vectors)
-    dropped = torch.nextafter(
-        thresholds.to(task_vectors), thresholds.new_tensor(-torch.inf).to(task_vectors)
-    )
-    for tau, largest, out in zip(task_vectors, dropped.tolist(), trimmed, strict=True):
-        torch.hardshrink(tau, largest, out=out)
+def _trim(
+    task_vectors: Float[np.ndarray, "T n"], thresholds: Float[np.ndarray, " T"]
+) -> Float[np.ndarray, "T n"]:
+    """Set to 0 what is below its threshold. To multiply is faster than to choose."""
+    trimmed: np.ndarray = np.empty_like(task_vectors)
+    smallest = thresholds.astype(task_vectors.dtype)
+    for tau, out, threshold in zip(task_vectors, trimmed, smallest, strict=True):
+        np.abs(tau, out=out)
+        np.multiply(tau, out >= threshold, out=out)
     return trimmed
 
 
-def _weighted(task_vectors: Tensor, weights: Tensor | None) -> Tensor:
-    if weights is None:
-        return task_vectors
-    return weights.to(task_vectors.dtype).reshape(-1, *[1] * (task_vectors.ndim - 1)) * task_vectors
+def _count(chosen: np.ndarray) -> np.ndarray:
+    """How many of each column; bytes add up fast, as long as they do not overflow."""
+    T = len(chosen)
+    count: np.ndarray = chosen.view(np.uint8).sum(axis=0, dtype=np.uint8 if T < 256 else np.int64)
+    return count

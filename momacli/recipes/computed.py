@@ -10,6 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from momacli.checkpoint.arrays import Array, array_dtype, as_array, as_tensor, fill
 from momacli.checkpoint.blocks import rounded
 from momacli.checkpoint.description import Description
 from momacli.checkpoint.escaping import shown
@@ -63,9 +66,13 @@ class ComputedCheckpoint(Checkpoint):
 
     concurrent = False  # several may be computed from one file
 
-    def read_to(self, out: "Tensor", key: str, start: int) -> None:
+    def read_array(self, key: str) -> Array:
+        """Like `read`, as an array."""
+        return as_array(self.read(key))
+
+    def read_to(self, out: Array, key: str, start: int) -> None:
         """Fill `out`, flat, with the elements from `start` on."""
-        out.copy_(self.read_range(key, start, start + out.numel()))
+        fill(out, as_array(self.read_range(key, start, start + out.size)))
 
     def close(self) -> None:
         """Do nothing: whoever opened the files closes them."""
@@ -98,7 +105,7 @@ class MergedCheckpoint(ComputedCheckpoint):
         self._listener = listener
         self._specs = {spec.name: spec for spec in specs}
         self._wide = {spec.name: spec for spec in plan.merged}
-        self._last: tuple[str, Tensor] | None = None
+        self._last: tuple[str, Array] | None = None
 
     @cached_property
     def entries(self) -> Mapping[str, TensorEntry]:
@@ -124,33 +131,29 @@ class MergedCheckpoint(ComputedCheckpoint):
         if key not in self._wide:
             return self._work.plan.base.read(key)
         spec = self._specs[key]
-        return rounded(self._values(key), spec).reshape(spec.shape)
+        return as_tensor(rounded(self._values(key), spec).reshape(spec.shape))
 
     def read_range(self, key: str, start: int, stop: int) -> "Tensor":
         """Compute elements start to stop of one tensor, in float32 or better."""
         if key not in self._wide:
             return self._work.plan.base.read_range(key, start, stop)
-        return self._values(key)[start:stop]
+        return as_tensor(self._values(key)[start:stop])
 
     @cached_property
     def _statistics(self) -> dict[str, Any]:
         return self._work.statistics(self._listener)
 
-    def _values(self, key: str) -> "Tensor":
-        import torch
-
-        from momacli.checkpoint.dtypes import torch_dtype
-
+    def _values(self, key: str) -> Array:
         last = self._last
         if last is not None and last[0] == key:
             return last[1]
         self._last = last = None  # its memory goes before the next tensor comes
         spec = self._wide[key]
-        result = torch.empty(spec.elements, dtype=torch_dtype(spec.dtype, key))
+        result = np.empty(spec.elements, dtype=array_dtype(spec.dtype, key))
         position = 0
         for part in self._work.tensor(spec, self._statistics.get(key)):
-            result[position : position + part.values.numel()] = part.values
-            position += part.values.numel()
+            result[position : position + part.values.size] = part.values
+            position += part.values.size
         self._last = (key, result)
         return result
 

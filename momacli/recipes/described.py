@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from momacli.checkpoint.arrays import array_dtype, parse_dtype
 from momacli.checkpoint.description import Description
-from momacli.checkpoint.dtypes import parse_dtype, torch_dtype
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.reader import Checkpoint
 from momacli.recipes.computed import layer_list
@@ -40,7 +40,7 @@ def described_as(description: Description | None, dtype: str | None) -> Descript
     """The same description with another type of the weights, where it names one."""
     if description is None or dtype is None:
         return description
-    name = str(torch_dtype(parse_dtype(dtype), "the result")).removeprefix("torch.")
+    name = array_dtype(parse_dtype(dtype), "the result").name
     changed = {key: name for key in ("dtype", "torch_dtype") if key in description.config}
     return replace(description, config={**description.config, **changed})
 

@@ -7,8 +7,9 @@ each tensor, which costs next to nothing and is enough to tell far from near.
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from momacli.checkpoint.arrays import Array
 
 _SAMPLED = 1 << 11
 """Entries of a tensor whose norms are taken."""
@@ -20,10 +21,10 @@ class Suspicion:
     def __init__(self, T: int):
         self._zero = set(range(T))  # task vectors without an entry other than zero so far
         self._same = set(combinations(range(T), 2))  # pairs without a difference so far
-        self._squares = torch.zeros(T, dtype=torch.float64)  # |tau_t|^2, about
+        self._squares = np.zeros(T)  # |tau_t|^2, about
         self._base_square = 0.0  # |theta_0|^2, about
 
-    def see(self, theta_0: Tensor, taus: Tensor, *, opens: int = 0) -> None:
+    def see(self, theta_0: Array, taus: Array, *, opens: int = 0) -> None:
         """Take in one block: the base's values [n] and the task vectors there [T, n].
 
         opens: of the first block of a tensor, how many entries the tensor has.
@@ -31,13 +32,13 @@ class Suspicion:
         if self._zero:
             self._zero = {t for t in self._zero if not taus[t].any()}
         if self._same:
-            self._same = {(s, t) for s, t in self._same if torch.equal(taus[s], taus[t])}
+            self._same = {(s, t) for s, t in self._same if np.array_equal(taus[s], taus[t])}
         if not opens:
             return
         share = opens / min(theta_0.shape[0], _SAMPLED)
-        norms = torch.linalg.vector_norm(taus[:, :_SAMPLED], dim=1).double()
-        self._squares += share * norms.square()
-        self._base_square += share * float(torch.linalg.vector_norm(theta_0[:_SAMPLED])) ** 2
+        sampled, base = (x[..., :_SAMPLED].astype(np.float64) for x in (taus, theta_0))
+        self._squares += share * np.square(sampled).sum(axis=1)
+        self._base_square += share * float(np.square(base).sum())
 
     def remarks(self, names: Sequence[str]) -> Iterator[str]:
         """What was noticed, and what it probably means. The base's norm of 0 tells nothing."""

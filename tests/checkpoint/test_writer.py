@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from momacli.checkpoint import writer as writer_module
-from momacli.checkpoint.dtypes import dtype_code, is_held, parse_dtype, torch_dtype
+from momacli.checkpoint.arrays import is_held, parse_dtype
+from momacli.checkpoint.dtypes import dtype_code, torch_dtype
 from momacli.checkpoint.header import DTYPE_BITS, read_header
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
@@ -158,7 +159,7 @@ def test_metadata_of_the_same_length_replaces_the_first(tmp_path: Path):
 def test_what_the_caller_gets_wrong_is_never_written(tmp_path: Path):
     two = TensorSpec("a", "F16", (2,))
     with CheckpointWriter(tmp_path / "m", [two], {}) as writer:
-        with pytest.raises(ValueError, match=r"expected torch\.float16, found torch\.bfloat16"):
+        with pytest.raises(ValueError, match=r"expected float16, found bfloat16"):
             writer.append("a", torch.zeros(2, dtype=torch.bfloat16))
         with pytest.raises(ValueError, match="more values"):
             writer.append("a", torch.zeros(3, dtype=torch.float16))

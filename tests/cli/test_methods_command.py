@@ -56,7 +56,7 @@ def test_a_card_says_what_the_imported_method_does(name):
     assert card.title == method.source
     assert card.takes_weights == method.takes("weights")
     assert card.has_scope == (method.first_pass is not None)
-    assert card.is_random == method.takes("generators")
+    assert card.is_random == method.takes("draws")
     assert card.is_ordered == method.ordered
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 import momacli.methods
+from momacli.methods._random_mask import Draws
 
-RESERVED = {"weights", "base", "generators", "statistic", "name"}
+RESERVED = {"weights", "base", "draws", "statistic", "name"}
 METHODS = sorted(
     path.stem
     for path in Path(momacli.methods.__file__).parent.glob("*.py")
@@ -67,7 +68,7 @@ def arguments(module: ModuleType, taus: Tensor, order: Sequence[int] | None = No
     order = range(len(taus)) if order is None else order
     available = {
         "base": torch.randn(taus.shape[1:], generator=torch.Generator().manual_seed(2)),
-        "generators": [torch.Generator().manual_seed(100 + t) for t in order],
+        "draws": [Draws(f"expert {t}") for t in order],
         "name": "layers.0.weight",
         "task": list(order).index(0),
     }
@@ -146,7 +147,7 @@ def test_an_elementwise_method_may_be_fed_block_by_block(
     module: ModuleType, shape: tuple[int, ...]
 ) -> None:
     taus = random_taus(expert_count(module), shape)
-    filled = arguments(module, taus)  # its generators go on from block to block
+    filled = arguments(module, taus)  # its draws go on from block to block
     base = filled.pop("base", torch.zeros(shape)).reshape(-1)
     taus_blocks, base_blocks = uneven_blocks(taus.reshape(len(taus), -1)), uneven_blocks(base)
     if hasattr(module, "first_pass"):

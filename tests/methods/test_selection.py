@@ -71,7 +71,7 @@ def test_a_sample_saves_a_pass_and_never_changes_the_threshold(density, kind):
 
     keep = count_to_keep(density, taus.shape[1])
     expected = taus.abs().sort(dim=1, descending=True).values[:, keep - 1]
-    assert torch.equal(found, expected)
+    assert found.tolist() == expected.tolist()
     if kind == "even" and density in (0.2, 0.5):
         assert stacks.passes == 1
 
@@ -83,4 +83,4 @@ def test_few_bins_take_more_passes_to_the_same_threshold(monkeypatch):
 
     found = largest_magnitudes(lambda: taus.split(700, dim=1), density=0.1)
 
-    assert torch.equal(found, taus.abs().sort(dim=1).values[:, -300])
+    assert found.tolist() == taus.abs().sort(dim=1).values[:, -300].tolist()

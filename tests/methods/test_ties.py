@@ -34,6 +34,24 @@ def test_a_sum_of_zero_takes_the_sign_of_the_majority():
     torch.testing.assert_close(merged, torch.tensor([-1.0, -2.0, -2.0]))
 
 
+def test_what_cancels_while_the_majority_is_negative_is_merged_like_its_negative_entries():
+    taus = torch.tensor([[3.0, -2.0, -2.0], [-1.0, -2.0, -2.0], [-2.0, -2.0, -2.0]])
+
+    merged = ties(taus, density=1.0)
+
+    torch.testing.assert_close(merged, torch.tensor([-1.5, -2.0, -2.0]))
+
+
+def test_the_majority_is_only_counted_where_entries_cancel():
+    taus = torch.tensor([[1.0, 2.0, 0.1, 0.3], [0.1, -1.0, 2.0, 0.2]])
+    statistic = first_pass(lambda: [taus], density=0.5)
+
+    ties(taus, density=0.5, statistic=statistic)
+
+    assert "majority" not in vars(statistic)
+    assert statistic.majority == 1.0
+
+
 def test_the_sum_is_not_divided():
     taus = torch.tensor([[4.0, -1.0], [2.0, -3.0], [-1.0, 2.0]])
 
@@ -67,4 +85,4 @@ def test_thresholds_are_of_each_expert_by_itself():
     statistic = first_pass(lambda: [taus], density=0.5)
 
     assert isinstance(statistic, TiesStatistic)
-    torch.testing.assert_close(statistic.thresholds, torch.tensor([50.0, 0.3]))
+    assert statistic.thresholds.tolist() == pytest.approx([50.0, 0.3])
