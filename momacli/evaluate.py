@@ -88,6 +88,7 @@ def evaluate(
     """
     chosen = choose_device(device)
     prepared: dict[tuple[str, str], tuple[Samples, Tensor]] = {}
+    told: set[str] = set()
     scores: dict[str, dict[str, Score]] = {}
     for path in models:
         with MultiTask.open(Path(path), config=Path(config) if config else None) as model:
@@ -100,6 +101,7 @@ def evaluate(
                 listener,
                 prepared,
                 heads,
+                told,
             )
     return EvalReport(scores)
 
@@ -112,6 +114,7 @@ def _evaluate(
     listener: Listener,
     prepared: "dict[tuple[str, str], tuple[Samples, Tensor]]",
     heads: Sequence[str],
+    told: set[str],
 ) -> dict[str, Score]:
     from momacli.data.folders import task_sources
 
@@ -123,7 +126,7 @@ def _evaluate(
         classifier, one = _opened(one, own, device)
         key = (str(sources[task]), _preparation(one))
         if key not in prepared:
-            prepared[key] = _labeled(one, sources[task], reading, listener)
+            prepared[key] = _labeled(one, sources[task], reading, told, listener)
         listener(Progress(f"evaluating {model.path}", done, len(model.tasks), "tasks"))
         scores[task] = _score(classifier, task, *prepared[key])
     listener(Progress(f"evaluating {model.path}", len(model.tasks), len(model.tasks), "tasks"))
@@ -151,7 +154,7 @@ def _preparation(model: TaskModel) -> str:
 
 
 def _labeled(
-    model: TaskModel, source: Path, reading: Reading, listener: Listener
+    model: TaskModel, source: Path, reading: Reading, told: set[str], listener: Listener
 ) -> "tuple[Samples, Tensor]":
     import torch
 
@@ -159,7 +162,7 @@ def _labeled(
 
     assert model.description is not None
     samples, labels = load_labeled(
-        source, model.description, model.task, reading, listener=listener
+        source, model.description, model.task, reading, told=told, listener=listener
     )
     return samples, torch.tensor(labels)
 

@@ -16,9 +16,10 @@ from momacli.absorb import absorb
 from momacli.align import align
 from momacli.alignment.settings import Settings
 from momacli.errors import ConflictError, DataError, MomaError, UsageError
+from momacli.evaluate import evaluate
 from momacli.features.procrustes import orthogonality_error
 from momacli.merge import merge
-from momacli.progress import Progress
+from momacli.progress import Notice, Progress
 
 QUICK = Settings(steps=12, batch_size=8)
 
@@ -31,7 +32,8 @@ def place(tmp_path, monkeypatch, vit_folders, vit_files, vit_images):
     shutil.copytree(vit_files, tmp_path / "ckpts")
     processor = tmp_path / "base" / "preprocessor_config.json"
     shutil.copy(processor, tmp_path / "ckpts")
-    (tmp_path / "unlabeled").symlink_to(vit_images / "unlabeled")
+    for folder in ("unlabeled", "labeled"):
+        (tmp_path / folder).symlink_to(vit_images / folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
@@ -185,6 +187,19 @@ def test_fine_tuned_features_are_computed_once(merged):
     fine_tuned = {f"fine-tuned features of {task}" for task in CLASSES}
     assert fine_tuned <= stages(QUICK)
     assert not fine_tuned & stages(Settings(steps=3))
+
+
+def test_how_samples_are_prepared_is_said_once_a_run_and_from_where(merged):
+    told = []
+    align(data="unlabeled", settings=Settings(mask="none"), listener=told.append)
+    evaluate(["aligned", "experts"], data=merged / "labeled", listener=told.append)
+
+    said = [event.text for event in told if isinstance(event, Notice)]
+    steps = "images: RGB, resized to 8 x 8 (bilinear), times 0.003922, mean 0.5 0.5 0.5"
+    assert [text for text in said if text.startswith("images: ")] == [
+        f"{steps}, std 0.5 0.5 0.5 (from {folder}/birds/preprocessor_config.json)"
+        for folder in ("merged", "aligned")
+    ]
 
 
 def test_task_vectors_stand_for_their_experts(merged):

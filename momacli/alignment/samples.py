@@ -29,10 +29,13 @@ def prepare_tasks(
     The classifier is used to encode, and left with the last expert's encoder if any had to be.
     """
     tasks: list[TaskData] = []
+    told: set[str] = set()
     for task, model in inputs.model.tasks.items():
         assert model.description is not None
         source = inputs.data[task]
-        samples = load_samples(source, model.description, task, reading, listener=inputs.listener)
+        samples = load_samples(
+            source, model.description, task, reading, told=told, listener=inputs.listener
+        )
 
         def batch(indices: Tensor, samples: Samples = samples) -> dict[str, Tensor]:
             values = samples.batch(indices)

@@ -118,6 +118,6 @@ def chosen_rule(
 
 def spoken(rule: FeatureRule) -> str:
     """What the features are, for people."""
-    words = POOLINGS[rule.pooling] + " of " if rule.pooling else ""
-    module = "the encoder's output" if rule.module is None else f"the output of {rule.module}"
-    return words + module + (", normalised" if rule.normalize else "")
+    words = "the encoder's output" if rule.module is None else f"the output of {rule.module}"
+    pooling = f" ({POOLINGS[rule.pooling]})" if rule.pooling else ""
+    return words + pooling + (", normalised" if rule.normalize else "")

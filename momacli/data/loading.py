@@ -16,9 +16,9 @@ from momacli.data.tables import read_table
 from momacli.data.texts import tokenize
 from momacli.models.interface import Padding
 from momacli.models.layout import class_names, takes_text
-from momacli.models.preprocessing import image_preprocessor
+from momacli.models.preprocessing import ImagePreprocessor, image_preprocessor
 from momacli.models.text import TextPreprocessor
-from momacli.progress import Listener, ignore
+from momacli.progress import Listener, Notice, ignore
 
 
 class Samples(Protocol):
@@ -52,10 +52,15 @@ def load_samples(
     task: str,
     reading: Reading,
     *,
+    told: set[str] | None = None,
     listener: Listener = ignore,
 ) -> Samples:
-    """Read a task's samples without labels. Raises DataError, ModelError."""
-    return _load(path, description, task, reading, listener, labeled=False)[0]
+    """Read a task's samples without labels. Raises DataError, ModelError.
+
+    told: what was said already of how samples are prepared; what is new is said and added.
+    """
+    told = set() if told is None else told
+    return _load(path, description, task, reading, told, listener, labeled=False)[0]
 
 
 def load_labeled(
@@ -64,10 +69,15 @@ def load_labeled(
     task: str,
     reading: Reading,
     *,
+    told: set[str] | None = None,
     listener: Listener = ignore,
 ) -> tuple[Samples, list[int]]:
-    """Read a task's samples and the number of each one's class. Raises DataError, ModelError."""
-    return _load(path, description, task, reading, listener, labeled=True)
+    """Read a task's samples and the number of each one's class. Raises DataError, ModelError.
+
+    told: as in `load_samples`.
+    """
+    told = set() if told is None else told
+    return _load(path, description, task, reading, told, listener, labeled=True)
 
 
 def _load(
@@ -75,6 +85,7 @@ def _load(
     description: Description,
     task: str,
     reading: Reading,
+    told: set[str],
     listener: Listener,
     *,
     labeled: bool,
@@ -86,6 +97,7 @@ def _load(
         prepare = TextPreprocessor(
             description.config, description.folder, max_length=reading.max_length
         )
+        _tell(listener, told, "texts", prepare)
         table = read_table(path, reading.columns, labeled=labeled, leave_out=leave_out)
         left_out.tell(listener, path)
         numbers = reading.sampling.of(range(len(table.texts)), task)
@@ -99,13 +111,25 @@ def _load(
         )
         labels = class_numbers(table.labels, classes, f"{path} has labels") if table.labels else []
         return texts, [labels[number] for number in numbers] if labels else []
+    prepare_images = image_preprocessor(description.folder, description.config)
+    _tell(listener, told, "images", prepare_images)
     files = image_files(path, leave_out=leave_out)
     left_out.tell(listener, path)
     images = load_images(
         reading.sampling.of(files, task),
-        image_preprocessor(description.folder, description.config),
+        prepare_images,
         strict=reading.strict,
         stage=f"decoding {task}",
         listener=listener,
     )
     return images, labels_of(path, images.files, classes) if labeled else []
+
+
+def _tell(
+    listener: Listener, told: set[str], what: str, prepare: TextPreprocessor | ImagePreprocessor
+) -> None:
+    """Say what is done to samples, unless that was said."""
+    text = f"{what}: {prepare.steps}"
+    if text not in told:
+        told.add(text)
+        listener(Notice(f"{text} (from {prepare.origin})"))

@@ -131,20 +131,21 @@ def text_encoder(
     return encode
 
 
-def image_transform(config: Mapping[str, Any]) -> "Callable[[Image], Tensor]":
-    """Return open_clip's own preparation of images for evaluation, by the config."""
+def image_transform(
+    config: Mapping[str, Any],
+) -> "tuple[Callable[[Image], Tensor], Mapping[str, Any]]":
+    """Return open_clip's own preparation of images for evaluation, and the settings it follows."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     vision = config["model_cfg"].get("vision_cfg") or {}
     prepared = dict(config.get("preprocess_cfg") or {})
     prepared["size"] = vision.get("image_size") or prepared.get("size") or PreprocessCfg.size
     try:
-        transform: Callable[[Image], Tensor] = image_transform_v2(
-            PreprocessCfg(**prepared), is_train=False
-        )
+        settings = PreprocessCfg(**prepared)
+        transform: Callable[[Image], Tensor] = image_transform_v2(settings, is_train=False)
     except (TypeError, ValueError, AssertionError) as error:
         raise ModelError(f"open_clip cannot read its preprocess_cfg: {error}") from error
-    return transform
+    return transform, vars(settings)
 
 
 def named_config(name: str, *, quick_gelu: bool | None = None) -> dict[str, Any] | None:

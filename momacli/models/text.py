@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from momacli.checkpoint.feature_rule import FeatureRule, rule_of
+from momacli.checkpoint.feature_rule import FeatureRule, rule_of, spoken
 from momacli.errors import ModelError
 from momacli.models.factory import build_network, quiet
 from momacli.models.interface import Padding
@@ -54,6 +54,8 @@ class TextPreprocessor:
             "input_ids": self._tokenizer.pad_token_id or 0,
             "token_type_ids": self._tokenizer.pad_token_type_id,
         }
+        self.steps = self._steps()
+        self.origin = str(folder) if self._rule.pooling is None else self._rule.origin
         self.padding = Padding(values, left=self._tokenizer.padding_side == "left")
 
     def __call__(
@@ -83,6 +85,18 @@ class TextPreprocessor:
             {key: torch.tensor(row, dtype=torch.int32) for key, row in zip(kept, rows, strict=True)}
             for rows in zip(*kept.values(), strict=True)
         ]
+
+    def _steps(self) -> str:
+        """What is done to a text, for people."""
+        parts = [type(self._tokenizer).__name__, f"cut to {self.max_length} tokens"]
+        if self._rule.lower_case:
+            parts.insert(0, "lower case")
+        if self._rule.halves:
+            parts.append("[CLS] first half [SEP] second half [SEP]")
+        parts.append("padded to that" if self._whole else "padded to the longest of a batch")
+        if self._rule != FeatureRule():
+            parts.append(f"features are {spoken(self._rule)}")
+        return ", ".join(parts)
 
     def _halved(self, texts: Sequence[str]) -> list[dict[str, Tensor]]:
         """[CLS] first half [SEP] second half [SEP], filled up with padding."""

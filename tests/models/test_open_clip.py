@@ -251,7 +251,7 @@ def test_images_are_prepared_as_open_clip_does_it():
     )
 
     image = Image.fromarray(pixels)
-    assert torch.equal(image_transform(config)(image), expected(image))
+    assert torch.equal(image_transform(config)[0](image), expected(image))
 
 
 @pytest.mark.parametrize(

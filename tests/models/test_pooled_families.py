@@ -318,7 +318,7 @@ def test_another_pooling_gives_other_features_and_is_no_part_of_a_stopped_run(pl
 def test_an_alignment_with_one_pooling_is_not_evaluated_with_another(plain):
     align(data="unlabeled", settings=QUICK, cache="cache", pooling="cls")
 
-    with pytest.raises(ConflictError, match="was made with the first position"):
+    with pytest.raises(ConflictError, match="was made with the encoder's output"):
         evaluate(["aligned"], data="labeled", pooling="masked-mean")
 
 
