@@ -40,6 +40,7 @@ _NUMPY = {
 _CODES = {dtype: code for code, dtype in _NUMPY.items()}
 
 _OPTIONS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_OPTIONS |= {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
 _FEW = 1 << 16
 """Half-precision numbers that NumPy converts sooner than torch is imported."""

@@ -33,7 +33,9 @@ DTYPE_BITS: Mapping[str, int] = {
 }  # fmt: skip
 """Bits of one element, by the format's name for the type."""
 
-MERGEABLE_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+FP8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
+
+MERGEABLE_DTYPES = frozenset({"F64", "F32", "F16", "BF16"}) | FP8_DTYPES
 """Types that task vectors can be formed of."""
 
 _S, _N = r"[ \t\n\r]*", "(?:0|[1-9][0-9]{0,17})"  # space; a number that is below 2^63

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from momacli.checkpoint.escaping import shown
-from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry
+from momacli.checkpoint.header import FP8_DTYPES, MERGEABLE_DTYPES, TensorEntry
 from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.provenance import Recipe, decode_recipe
 from momacli.checkpoint.reader import Checkpoint, matches
@@ -116,6 +116,7 @@ def plan_merge(
             merged.append(TensorSpec(key, dtype or entry.dtype, entry.shape))
         else:
             copied.append(TensorSpec(key, entry.dtype, entry.shape))
+    _refuse_scaled([base, *(expert.checkpoint for expert in experts)], merged)
     left_out: set[str] = set()
     details: list[str] = []
     hint = None
@@ -154,6 +155,33 @@ def plan_merge(
     return MergePlan(
         base, tuple(experts), tuple(merged), tuple(copied), tuple(sorted(left_out)), tolerated
     )
+
+
+_SCALES = ("_scale", "_scale_inv", "_scale_2")
+_SCALES_OF_MODULE = ("scale_weight", "weight_scale", "weight_scale_inv")
+"""What the scales of a weight in eight bits are called after it, or beside it."""
+
+
+def _refuse_scaled(checkpoints: Sequence[Checkpoint], merged: Sequence[TensorSpec]) -> None:
+    """Refuse weights in eight bits that mean something only together with their scales."""
+    details = []
+    for checkpoint in checkpoints:
+        entries = checkpoint.entries
+        for spec in merged:
+            if spec.name not in entries or entries[spec.name].dtype not in FP8_DTYPES:
+                continue
+            module = spec.name.rpartition(".")[0]
+            names = [spec.name + scale for scale in _SCALES]
+            names += [f"{module}.{scale}" for scale in _SCALES_OF_MODULE]
+            if found := next((name for name in names if name in entries), None):
+                details.append(f"{checkpoint.name}: {shown(spec.name)}   scaled by {shown(found)}")
+    if details:
+        raise ConflictError(
+            "weights in eight bits with scales beside them cannot be merged by their values",
+            details=details,
+            hint="save the models with the scales multiplied in, in bfloat16, and merge those; "
+            "or take these tensors from the base with --exclude",
+        )
 
 
 def _conflicts(
