@@ -4,21 +4,15 @@ import zlib
 from collections.abc import Iterator, Mapping
 from math import prod
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from momacli.checkpoint.dtypes import torch_dtype
+from momacli.checkpoint.arrays import Array, array_dtype
 from momacli.checkpoint.header import DTYPE_BITS
-from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
+from momacli.checkpoint.writer import CheckpointWriter
 from momacli.pickles.values import Storage, TensorView
 from momacli.pickles.window import InMemory, MalformedError, Window
 
 _BLOCK = 1 << 24  # a multiple of every element's size
-
-
-def spec_of(name: str, view: TensorView) -> TensorSpec:
-    """What is to be written of a tensor."""
-    return TensorSpec(name, view.dtype, view.shape)
 
 
 def copy_tensors(tensors: Mapping[str, TensorView], writer: CheckpointWriter) -> Iterator[int]:
@@ -53,13 +47,12 @@ def _copy(
     window = _placed(storage)
     views = [(name, view) for name, view in views if prod(view.shape)]
     held = any(not is_contiguous(view) for _, view in views)
-    whole = torch.empty(storage.nbytes if held else 0, dtype=torch.uint8)
+    whole = np.empty(storage.nbytes if held else 0, dtype=np.uint8)
     crc = 0
     for start in range(0, storage.nbytes, _BLOCK):
-        block = torch.empty(min(_BLOCK, storage.nbytes - start), dtype=torch.uint8)
-        buffer = block.numpy().data
-        window.read_into(buffer, start)
-        crc = zlib.crc32(buffer, crc) if storage.crc is not None else 0
+        block = np.empty(min(_BLOCK, storage.nbytes - start), dtype=np.uint8)
+        window.read_into(block.data, start)
+        crc = zlib.crc32(block.data, crc) if storage.crc is not None else 0
         if held:
             whole[start : start + len(block)] = block
         for name, view in views:
@@ -85,17 +78,20 @@ def is_contiguous(view: TensorView) -> bool:
 
 
 def _append(
-    writer: CheckpointWriter, name: str, view: TensorView, block: Tensor, start: int
+    writer: CheckpointWriter, name: str, view: TensorView, block: Array, start: int
 ) -> None:
     """Append what a block, which begins at byte `start` of the storage, has of a tensor."""
     width = DTYPE_BITS[view.dtype] // 8
     first = max(0, view.offset * width - start)
     last = min(len(block), (view.offset + prod(view.shape)) * width - start)
     if first < last:
-        writer.append(name, block[first:last].view(torch_dtype(view.dtype, name)))
+        writer.append(name, block[first:last].view(array_dtype(view.dtype, name)))
 
 
-def _strided(whole: Tensor, view: TensorView) -> Tensor:
-    width = DTYPE_BITS[view.dtype] // 8
-    elements = whole[: len(whole) // width * width].view(torch_dtype(view.dtype, ""))
-    return torch.as_strided(elements, view.shape, view.stride, view.offset).contiguous()
+def _strided(whole: Array, view: TensorView) -> Array:
+    """The elements of a view in row-major order, of a storage that is held."""
+    dtype = array_dtype(view.dtype, "a tensor")
+    elements = whole[: len(whole) // dtype.itemsize * dtype.itemsize].view(dtype)[view.offset :]
+    steps = [step * dtype.itemsize for step in view.stride]
+    strided: Array = np.lib.stride_tricks.as_strided(elements, view.shape, steps)
+    return np.ascontiguousarray(strided)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from momacli.checkpoint.escaping import shown
+from momacli.pickles.arrays import array_view
 from momacli.pickles.values import Global, Instance, TensorView, Unsupported
 from momacli.pickles.window import MalformedError
 
@@ -77,10 +78,15 @@ def _chosen(inner: Mapping[str, object], path: list[str]) -> str:
 
 def _is_model(value: object) -> bool:
     return (
-        isinstance(value, TensorView | Unsupported)
+        _tensor(value) is not None
         or _is_module(value)
-        or any(isinstance(item, TensorView | Unsupported) for item in _table(value).values())
+        or any(_tensor(item) is not None for item in _table(value).values())
     )
+
+
+def _tensor(value: object) -> TensorView | Unsupported | None:
+    """The tensor that a value is, if it is one."""
+    return value if isinstance(value, TensorView | Unsupported) else array_view(value)
 
 
 class _Search:
@@ -122,7 +128,7 @@ def _table(value: object) -> Mapping[str, object]:
         for key, item in value.items():
             if isinstance(key, str | int) and str(key) not in found:
                 found[str(key)] = item
-            elif isinstance(item, TensorView | Unsupported):
+            elif _tensor(item) is not None:
                 raise MalformedError("a tensor in it has a name that is no text, or another's")
         return found
     if isinstance(value, list | tuple):
@@ -131,7 +137,7 @@ def _table(value: object) -> Mapping[str, object]:
 
 
 def _model(value: object, entry: str, search: _Search) -> Found:
-    if isinstance(value, TensorView | Unsupported):
+    if _tensor(value) is not None:
         value = {"tensor": value}
     whole = isinstance(value, Instance) and _is_module(value)
     pairs = list(_tensors_of(value) if whole else _table(value).items())
@@ -139,7 +145,8 @@ def _model(value: object, entry: str, search: _Search) -> Found:
     tied: dict[str, str] = {}
     unsupported: dict[str, str] = {}
     places: dict[object, str] = {}
-    for name, item in pairs:
+    for name, found in pairs:
+        item = _tensor(found)
         if isinstance(item, Unsupported):
             unsupported[name] = item.what
         elif isinstance(item, TensorView):
@@ -169,7 +176,7 @@ def _tensors_of(module: object) -> Iterator[tuple[str, object]]:
         for group in ("_parameters", "_buffers"):
             for name, value in _table(attributes.get(group)).items():
                 if value is not None and not (group == "_buffers" and name in hidden):
-                    if not isinstance(value, TensorView | Unsupported):
+                    if _tensor(value) is None:
                         value = Unsupported("not known: a tensor of a class of its own")
                     yield prefix + name, value
         inner = [
@@ -194,7 +201,7 @@ def _others(
         name = str(key)
         if whole and (name.startswith("_") or name == "training"):
             continue
-        if isinstance(value, TensorView | Unsupported) or value is None:
+        if value is None or _tensor(value) is not None:
             continue
         if _is_short(value):
             kept[name] = value

@@ -79,6 +79,8 @@ class Rebuild:
             return tuple(_items(arguments))
         if module in ("collections", *_BUILTINS) and name in _TABLES:
             return _table(arguments)
+        if module in _BUILTINS and name == "bytes" and not arguments:
+            return b""  # as protocol 2 writes it
         if module in _BUILTINS and name in ("list", "set", "frozenset", "tuple"):
             return _items(arguments)
         return Instance(kind, arguments)
@@ -126,10 +128,10 @@ def _view(arguments: tuple[object, ...], dtype: object) -> TensorView | Unsuppor
         code = DTYPES[dtype.name]
     if code not in DTYPE_BITS:
         return Unsupported(f"of type {code}")
-    sizes, strides = _naturals(shape), _naturals(stride)
+    sizes, strides = naturals(shape), naturals(stride)
     if len(sizes) != len(strides) or len(sizes) > MAX_DIMENSIONS:
         raise MalformedError("the shape of a tensor in it does not fit its stride")
-    (start,) = _naturals((offset,))
+    (start,) = naturals((offset,))
     last = start + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     width = DTYPE_BITS[code] // 8
     if prod(sizes) and (last + 1) * width > storage.nbytes:
@@ -139,7 +141,8 @@ def _view(arguments: tuple[object, ...], dtype: object) -> TensorView | Unsuppor
     return TensorView(storage, code, start, sizes, strides)
 
 
-def _naturals(values: object) -> tuple[int, ...]:
+def naturals(values: object) -> tuple[int, ...]:
+    """The numbers of a shape or stride. Raises MalformedError."""
     if not isinstance(values, tuple | list):
         raise MalformedError("the shape of a tensor in it is none")
     numbers = tuple(value for value in values if type(value) is int and 0 <= value < _LARGEST)
@@ -151,7 +154,7 @@ def _naturals(values: object) -> tuple[int, ...]:
 def storage_of(kind: object, count: object) -> Storage:
     """A storage of so many elements, by the name of its class. Raises MalformedError."""
     name = kind.name if isinstance(kind, Global) and kind.module.startswith("torch") else ""
-    (number,) = _naturals((count,))
+    (number,) = naturals((count,))
     if name in STORAGES:
         code = STORAGES[name]
         width = DTYPE_BITS[code] // 8

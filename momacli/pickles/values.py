@@ -28,6 +28,7 @@ class Instance:
     state: object = None  # its attributes, where it is a dict
     items: list[object] | None = None  # of a kind of list
     entries: dict[object, object] | None = None  # of a kind of dict
+    view: object = None  # the tensor that it is after all, once that was looked at
 
     @property
     def attributes(self) -> dict[object, object]:

@@ -4,6 +4,7 @@ import argparse
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from pickled import FORMS, as_zip, module_for_now
@@ -140,3 +141,22 @@ def test_names_that_no_file_can_hold_are_refused(run, tmp_path):
     with pytest.raises(CheckpointError, match="a name that is no text"):
         run({(1, 2): torch.ones(1)})
     assert not Path(tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_arrays_of_numpy_are_tensors_too(form, run):
+    arrays = {
+        "plain": numpy.arange(6, dtype=numpy.float32).reshape(2, 3),
+        "turned": numpy.asfortranarray(numpy.arange(6.0).reshape(2, 3)),
+        "long": numpy.random.default_rng(0).random((90, 90)),
+        "whole": numpy.array([True, False]),
+        "empty": numpy.zeros((0, 2), dtype=numpy.int16),
+    }
+    tensors, _, _ = run({"model": arrays, "accuracy": numpy.float64(0.5)}, form)
+
+    assert tensors.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert torch.equal(tensors[name], torch.from_numpy(numpy.ascontiguousarray(array)))
+    for odd in (numpy.array(["text"]), numpy.array([1.0], dtype=">f4"), numpy.array([{}])):
+        with pytest.raises(CheckpointError, match="cannot hold"):
+            run({"w": odd}, form)
