@@ -13,7 +13,14 @@ from momacli.checkpoint.feature_rule import rule_of, with_rule
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.multitask_writer import Sink, TaskPart, multitask_writer
 from momacli.checkpoint.naming import choose_output
-from momacli.checkpoint.provenance import Input, Recipe, check_unchanged, open_input, relative_path
+from momacli.checkpoint.provenance import (
+    UNKNOWN_DIGEST,
+    Input,
+    Recipe,
+    check_unchanged,
+    open_input,
+    relative_path,
+)
 from momacli.checkpoint.reader import Checkpoint, iterate_blocks
 from momacli.checkpoint.renaming import under_names_of
 from momacli.checkpoint.writer import TensorSpec
@@ -69,7 +76,9 @@ def absorb(
             inputs=[model.path, Path(alignment), opened.path],
             force=force,
         )
-        report = write_absorbed(model, found, opened, target, listener=listener)
+        report = write_absorbed(
+            model, found, opened, target, digest=found.sha256, listener=listener
+        )
         return replace(report, seconds=time.monotonic() - started)
 
 
@@ -79,20 +88,29 @@ def write_absorbed(
     base: Checkpoint,
     target: Path,
     *,
+    digest: Callable[[], str],
     extras: Mapping[str, Callable[[Path], None]] | None = None,
+    metrics: Mapping[str, Mapping[str, float]] | None = None,
     listener: Listener = ignore,
 ) -> AbsorbReport:
     """Write the absorbed model of inputs that are known to fit.
 
-    extras: files to write into the output folder with it, by name.
+    digest: the SHA-256 of the alignment's file, asked for at the end.
+    extras: files to write into the output folder before all else, by name.
+    metrics: of each task, what its card tells.
     """
     encoder, parts = _split(model, alignment)
-    recipe = _relocated(alignment.recipe, alignment.place, target)
-    as_folder = model.path.is_dir()
+    parts = [replace(part, metrics=(metrics or {}).get(part.task, {})) for part in parts]
     with multitask_writer(
-        target, encoder, parts, recipe, as_folder=as_folder, extras=extras
+        target,
+        encoder,
+        parts,
+        recipe_at(target, alignment, UNKNOWN_DIGEST),
+        as_folder=model.path.is_dir(),
+        extras=extras,
     ) as writer:
         compute(model, alignment, base, writer, listener)
+        writer.finish(recipe_at(target, alignment, digest()))
     counts = {task: _count(_specs(one)) for task, one in model.tasks.items()}
     with MultiTask.open(target) as written:
         after = {task: _count(_specs(one)) for task, one in written.tasks.items()}
@@ -116,6 +134,23 @@ def compute(
         _write_head(sink, part, model.tasks[part.task], alignment)
 
 
+def recipe_at(target: Path, alignment: "Alignment", digest: str) -> Recipe:
+    """The recipe of a model at `target` that absorbed an alignment with this SHA-256."""
+    old, recipe = alignment.place, alignment.recipe
+    return replace(
+        recipe,
+        base=recipe.base and _relocate(recipe.base, old, target),
+        merged=recipe.merged and _relocate(recipe.merged, old, target),
+        inputs=[_relocate(item, old, target) for item in recipe.inputs],
+        alignment=digest,
+    )
+
+
+def parts_of(model: MultiTask, alignment: "Alignment") -> list[TaskPart]:
+    """What is each task's own in the absorbed model."""
+    return _split(model, alignment)[1]
+
+
 def open_inputs(
     stack: ExitStack, merged: Path, alignment: Path, base: str | Path | None = None
 ) -> "tuple[MultiTask, Alignment, Checkpoint]":
@@ -129,6 +164,8 @@ def open_inputs(
     for checkpoint in model.checkpoints:
         checkpoint.hash_anew()
     found = stack.enter_context(open_alignment(alignment))
+    assert found.checkpoint is not None
+    found.checkpoint.hash_anew()
     _check_fit(model, found, alignment)
     opened = _open_base(stack, found, alignment, base)
     opened.hash_anew()
@@ -241,13 +278,3 @@ def _write_head(sink: Sink, part: TaskPart, model: TaskModel, alignment: "Alignm
 
 def _relocate(item: Input, old: Path, new: Path) -> Input:
     return replace(item, path=relative_path(old.resolve().parent / item.path, new))
-
-
-def _relocated(recipe: Recipe, old: Path, new: Path) -> Recipe:
-    """The same recipe for another output: its relative paths seen from there."""
-    return replace(
-        recipe,
-        base=recipe.base and _relocate(recipe.base, old, new),
-        merged=recipe.merged and _relocate(recipe.merged, old, new),
-        inputs=[_relocate(item, old, new) for item in recipe.inputs],
-    )

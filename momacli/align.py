@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from momacli.absorb import AbsorbReport, record_merged, write_absorbed
 from momacli.alignment.settings import Settings
+from momacli.checkpoint.hashed_file import HashedFile
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.provenance import Recipe, record_input
 from momacli.checkpoint.staging import staged_file
@@ -211,14 +212,15 @@ def _run(
         recipe=recipe,
         place=inputs.alignment,
     )
-    absorbed = _write(inputs, alignment, fitted.masks)
+    reports = _task_reports(tasks, fitted)
+    absorbed = _write(inputs, alignment, fitted.masks, reports)
     keeper.discard()
     if absorbed.parameters_after != absorbed.parameters_before:
         raise ModelError(f"{inputs.target} does not have as many parameters as the merged model")
     differences = _verify(inputs, tasks, fitted)
     return replace(
         report,
-        tasks=_task_reports(tasks, fitted, differences),
+        tasks={t: replace(one, logit_difference=differences[t]) for t, one in reports.items()},
         headroom=fitted.headroom,
         masked_share=fitted.masked_share,
         steps=fitted.steps,
@@ -226,23 +228,48 @@ def _run(
     )
 
 
-def _write(inputs: "Inputs", alignment: "Alignment", masks: "Mapping[str, Tensor]") -> AbsorbReport:
+def _write(
+    inputs: "Inputs",
+    alignment: "Alignment",
+    masks: "Mapping[str, Tensor]",
+    reports: Mapping[str, TaskReport],
+) -> AbsorbReport:
     """Write the aligned model and the alignment, both or neither.
 
     In a folder the alignment is one of its files; a file has it beside.
     """
     from momacli.alignment.alignment import write_alignment
 
+    digests: list[str] = []
+
     def write(path: Path) -> None:
         write_alignment(path, alignment, masks)
+        with closing(HashedFile(path)) as written:
+            digests.append(written.sha256())
 
+    metrics = {
+        task: {
+            "samples": one.samples,
+            "cosine to the fine-tuned features, before": one.cosine_before,
+            "cosine to the fine-tuned features, after": one.cosine_after,
+            "objective, before": one.objective_before,
+            "objective, after": one.objective_after,
+        }
+        for task, one in reports.items()
+    }
     arguments = (inputs.model, alignment, inputs.base, inputs.target)
     if inputs.model.path.is_dir():
         extras = {inputs.alignment.name: write}
-        return write_absorbed(*arguments, extras=extras, listener=inputs.listener)
+        return write_absorbed(
+            *arguments,
+            digest=digests.pop,
+            extras=extras,
+            metrics=metrics,
+            listener=inputs.listener,
+        )
     with staged_file(inputs.alignment) as staged:
         write(staged)
-        return write_absorbed(*arguments, listener=inputs.listener)
+        return write_absorbed(*arguments, digest=digests.pop, listener=inputs.listener)
 
 
 def _classifier(inputs: "Inputs") -> "Classifier | SeparateHead":
@@ -290,9 +317,8 @@ def _verify(inputs: "Inputs", tasks: Sequence["TaskData"], fitted: "Fitted") -> 
     return differences
 
 
-def _task_reports(
-    tasks: Sequence["TaskData"], fitted: "Fitted", differences: Mapping[str, float]
-) -> dict[str, TaskReport]:
+def _task_reports(tasks: Sequence["TaskData"], fitted: "Fitted") -> dict[str, TaskReport]:
+    """All but how the written model does, which is not written yet."""
     from momacli.features.metrics import coefficient, cosine
     from momacli.features.procrustes import orthogonality_error
 
@@ -309,7 +335,7 @@ def _task_reports(
             coefficient_before=float(coefficient(before, task.finetuned).mean()),
             coefficient_after=float(coefficient(after, task.finetuned).mean()),
             orthogonality_error=float(orthogonality_error(A)),
-            logit_difference=differences[task.task],
+            logit_difference=0.0,
         )
     return reports
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from momacli.checkpoint.description import Description, describe
@@ -212,12 +213,14 @@ def prepared_again(
     Raises CheckpointError if an input is gone, ConflictError if one is not what it was.
     """
     recipe, files = recorded_merge(recorded, place)
+    opened = {}
     for item in files:
-        with open_input(item, place) as opened:
-            opened.hash_anew()
-            check_unchanged(item, opened, place)
+        checkpoint = stack.enter_context(open_input(item, place))
+        checkpoint.hash_anew()
+        check_unchanged(item, checkpoint, place)
+        opened[checkpoint.name, input_path(item, place)] = checkpoint
     allowed = recorded.parameters.get("allow_nonfinite") is True
-    return _Chain(stack, recipe, Tolerated() if allowed else None, listener).last()
+    return _Chain(stack, recipe, Tolerated() if allowed else None, listener, opened).last()
 
 
 class _Chain:
@@ -229,12 +232,13 @@ class _Chain:
         recipe: MergeRecipe,
         tolerated: Tolerated | None,
         listener: Listener,
+        opened: Mapping[tuple[str, Path], Checkpoint] = MappingProxyType({}),
     ):
         self._stack = stack
         self._tolerated = tolerated
         self._recipe = recipe
         self._listener = listener
-        self._opened: dict[tuple[str, Path], Checkpoint] = {}
+        self._opened = dict(opened)  # by name and path
         self._results: dict[str, MergedCheckpoint] = {}
 
     def last(self) -> Merging:
@@ -247,7 +251,9 @@ class _Chain:
         if len(self._recipe.steps) == 1 and all(isinstance(m.source, File) for m in models):
             return merging
         files = [self._file(path) for path in self._recipe.files]
-        return replace(merging, recorded=(encode_steps(self._recipe), files))
+        recorded = (encode_steps(self._recipe), files)
+        each = {task: replace(one, recorded=recorded) for task, one in merging.each.items()}
+        return replace(merging, recorded=recorded, each=each)
 
     def _prepared(self, step: Step) -> Merging:
         return prepare(
@@ -271,6 +277,11 @@ class _Chain:
     def _result(self, step: Step) -> MergedCheckpoint:
         """What a later step reads of this one: in float32 or better."""
         merging = self._prepared(step)
+        if merging.each:
+            raise UsageError(
+                f"step {step.name}: {step.method} makes a model of one task, and none is named",
+                hint='say which with task = "NAME"',
+            )
         plan = merging.work.plan
         wide = tuple(
             TensorSpec(spec.name, _wide(plan.base.entries[spec.name].dtype), spec.shape)
@@ -280,7 +291,7 @@ class _Chain:
             step.name,
             replace(merging.work, plan=replace(plan, merged=wide)),
             [*plan.merged, *plan.copied],
-            merging.inputs.tasks,
+            merging.tasks,
             merging.inputs.descriptions,
             merging.inputs.base_description,
             self._listener,

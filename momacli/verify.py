@@ -1,21 +1,33 @@
-"""Make an output again from the inputs it recorded, and compare every bit of every tensor."""
+"""Make an output again from the inputs it recorded, and compare every bit of every tensor.
+
+The recipe in its metadata, and the files that programs load with the weights, are derived again
+too. Other files in its folder, such as a README.md, are named.
+"""
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from momacli.checkpoint.comparison import find_difference, other_files
 from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.multitask import MultiTask, TaskModel
+from momacli.checkpoint.multitask_writer import TaskPart
 from momacli.checkpoint.provenance import Recipe, input_path
-from momacli.errors import CheckpointError, UsageError
+from momacli.checkpoint.reader import is_model_folder
+from momacli.errors import CheckpointError, ConflictError, UsageError
 from momacli.progress import Listener, ignore
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from momacli.checkpoint.arrays import Array
+
+_SaidOfItself = tuple[Recipe, Sequence[TaskPart]]
+"""The recipe that an output should have, and its tasks' own, as it would be written of them."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,8 @@ class VerifyReport:
     command: str  # what made it: merge, or align, whose last step is made again
     equal: bool
     tensors: int  # that were compared, those of each head included
-    first_difference: str | None  # tensor, and what differs
+    first_difference: str | None  # tensor or file, and what differs
+    others: tuple[str, ...]  # files in its folder that its recipe says nothing of
     seconds: float
 
 
@@ -45,6 +58,8 @@ def verify(
     """
     started = time.monotonic()
     place = Path(output)
+    if inner := _outputs_in(place):
+        return _verify_each(place, inner, alignment, listener)
     with ExitStack() as stack:
         made = stack.enter_context(MultiTask.open(place))
         recorded = made.recipe
@@ -59,25 +74,60 @@ def verify(
         comparison = _Comparison(made)
         try:
             if recorded.command == "merge":
-                _merge_again(stack, recorded, place, comparison, listener)
+                recipe, parts = _merge_again(stack, recorded, place, comparison, listener)
             else:
-                _absorb_again(stack, recorded, place, alignment, comparison, listener)
+                recipe, parts = _absorb_again(
+                    stack, recorded, place, alignment, comparison, listener
+                )
             comparison.finish()
-            report = VerifyReport(place, recorded.command, True, comparison.tensors, None, 0.0)
+            recipe = replace(recipe, tool=recorded.tool)
+            what = find_difference(made, recipe, parts)
+            others = tuple(other_files(made, recipe, parts))
         except _Different as found:
-            report = VerifyReport(
-                place, recorded.command, False, comparison.tensors, found.what, 0.0
-            )
-    return replace(report, seconds=time.monotonic() - started)
+            what, others = found.what, ()
+        seconds = time.monotonic() - started
+        return VerifyReport(
+            place, recorded.command, what is None, comparison.tensors, what, others, seconds
+        )
+
+
+def _outputs_in(place: Path) -> list[Path]:
+    """The outputs of their own that a folder holds, as of a method that makes one a task."""
+    if not place.is_dir() or is_model_folder(place):
+        return []
+    if not any(item.is_dir() for item in place.iterdir()):
+        return sorted(place.glob("*.safetensors"))
+    with MultiTask.open(place) as made:
+        if made.recipe is not None or len(made.tasks) < 2:
+            return []
+        return [checkpoint.path for checkpoint in made.checkpoints]
+
+
+def _verify_each(
+    place: Path, inner: Sequence[Path], alignment: str | Path | None, listener: Listener
+) -> VerifyReport:
+    reports = [verify(one, alignment=alignment, listener=listener) for one in inner]
+    differences = (f"{r.path.name}: {r.first_difference}" for r in reports if not r.equal)
+    return VerifyReport(
+        place,
+        reports[0].command,
+        all(report.equal for report in reports),
+        sum(report.tensors for report in reports),
+        next(differences, None),
+        tuple(f"{r.path.name}/{name}" for r in reports for name in r.others),
+        sum(report.seconds for report in reports),
+    )
 
 
 def _merge_again(
     stack: ExitStack, recorded: Recipe, place: Path, comparison: "_Comparison", listener: Listener
-) -> None:
+) -> _SaidOfItself:
     from momacli.merge_recipe import prepared_again
-    from momacli.merging.output import compute
+    from momacli.merging.output import compute, said_of_itself
 
-    compute(prepared_again(stack, recorded, place), comparison, listener)
+    merging = prepared_again(stack, recorded, place)
+    compute(merging, comparison, listener)
+    return said_of_itself(merging, place)
 
 
 def _absorb_again(
@@ -87,8 +137,8 @@ def _absorb_again(
     alignment: str | Path | None,
     comparison: "_Comparison",
     listener: Listener,
-) -> None:
-    from momacli.absorb import compute, open_inputs
+) -> _SaidOfItself:
+    from momacli.absorb import compute, open_inputs, parts_of, recipe_at
 
     if recorded.merged is None:
         raise CheckpointError(f"{shown_path(place)} does not say what it was aligned from")
@@ -105,7 +155,13 @@ def _absorb_again(
         )
     merged = input_path(recorded.merged, place)
     model, folded, base = open_inputs(stack, merged, found)
+    if folded.sha256() != recorded.alignment:
+        raise ConflictError(
+            f"{shown_path(found)} is not what {shown_path(place)} was made from",
+            hint="align again, or bring the old one back",
+        )
     compute(model, folded, base, comparison, listener)
+    return recipe_at(place, folded, folded.sha256()), parts_of(model, folded)
 
 
 class _Different(Exception):  # noqa: N818 - a way out of the computation, no error
@@ -118,11 +174,13 @@ class _Comparison:
 
     def __init__(self, made: MultiTask):
         self._made = made
+        self._entries = {task: model.entries for task, model in made.tasks.items()}
         self._position: dict[tuple[str | None, str], int] = defaultdict(int)
         self.tensors = 0
 
-    def append(self, name: str, values: "Tensor") -> None:
+    def append(self, name: str, values: "Tensor | Array") -> None:
         """Compare values of an encoder tensor, in every copy of it."""
+        values = _tensor(values)
         seen = set()
         for model in self._made.tasks.values():
             self._check_known(model, name)
@@ -132,8 +190,9 @@ class _Comparison:
             seen.add(where)
         self._advance(None, name, values)
 
-    def append_head(self, task: str, name: str, values: "Tensor") -> None:
+    def append_head(self, task: str, name: str, values: "Tensor | Array") -> None:
         """Compare values of a head tensor of one task."""
+        values = _tensor(values)
         if task not in self._made.tasks:
             raise _Different(f"task {shown(task)}: not in it")
         model = self._made.tasks[task]
@@ -144,7 +203,7 @@ class _Comparison:
     def finish(self) -> None:
         """See that the output has nothing more than what was compared."""
         for task, model in self._made.tasks.items():
-            for name, entry in model.entries.items():
+            for name, entry in self._entries[task].items():
                 keys = [key for key in ((None, name), (task, name)) if key in self._position]
                 if not keys:
                     raise _Different(f"{self._shown(model, name)}: not made by its recipe")
@@ -162,7 +221,7 @@ class _Comparison:
     def _compare(self, model: TaskModel, name: str, values: "Tensor", start: int) -> None:
         import torch
 
-        found, key = model.entries[name], model.keys[name]
+        found, key = self._entries[model.task][name], model.keys[name]
         if start + values.numel() > found.elements:
             raise _Different(f"{self._shown(model, name)}: of another shape")
         if values.dtype == torch.uint8 and found.dtype != "U8":  # elements of four or six bits
@@ -186,6 +245,14 @@ class _Comparison:
         place = model.keys.get(name, name)
         several = model.checkpoint.path != self._made.path
         return f"{shown(model.task)}: {shown(place)}" if several else shown(place)
+
+
+def _tensor(values: "Tensor | Array") -> "Tensor":
+    import numpy as np
+
+    from momacli.checkpoint.arrays import as_tensor
+
+    return as_tensor(values) if isinstance(values, np.ndarray) else values
 
 
 def _differing(same: "Tensor", width: int) -> Iterator[int]:

@@ -34,6 +34,13 @@ def merged(files: Path) -> Path:
     return output
 
 
+@pytest.fixture
+def merged_folder(vit_folders: Path, tmp_path: Path) -> Path:
+    output = tmp_path / "merged"
+    merge([vit_folders / task for task in TASKS], base=vit_folders / "base", output=output)
+    return output
+
+
 def flip(file: Path, name: str) -> None:
     """Change one bit of a tensor's last byte in its place."""
     with Checkpoint.open(file) as opened:
@@ -75,9 +82,8 @@ def test_a_single_bit_is_found_and_its_tensor_named(merged):
     assert report.first_difference.startswith(f"{name}: element ")
 
 
-def test_a_bit_of_one_tasks_copy_of_the_encoder_is_found(vit_folders, tmp_path):
-    output = tmp_path / "merged"
-    merge([vit_folders / task for task in TASKS], base=vit_folders / "base", output=output)
+def test_a_bit_of_one_tasks_copy_of_the_encoder_is_found(merged_folder):
+    output = merged_folder
     shard = output / "dogs" / "model-00001-of-00002.safetensors"
     content = shard.read_bytes()
     shard.unlink()  # it was one file with that of the other task
@@ -89,6 +95,69 @@ def test_a_bit_of_one_tasks_copy_of_the_encoder_is_found(vit_folders, tmp_path):
     report = verify(output)
 
     assert (report.first_difference or "").startswith(f"dogs: {name}: element ")
+
+
+def test_a_changed_config_is_found_and_what_changed_in_it_named(merged_folder):
+    config = merged_folder / "cats" / "config.json"
+    config.write_text(config.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+
+    report = verify(merged_folder)
+
+    assert not report.equal
+    expected = 'cats/config.json: hidden_act is "relu", expected "gelu"'
+    assert report.first_difference == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "difference"),
+    [
+        ("preprocessor_config.json", None, "missing"),
+        ("preprocessor_config.json", "[]", "not what its inputs make of it"),
+        ("tokenizer.json", "{}", "not made by its recipe"),
+    ],
+)
+def test_files_that_are_loaded_with_the_weights_are_compared(
+    merged_folder, name, content, difference
+):
+    place = merged_folder / "dogs" / name
+    if content is None:
+        place.unlink()
+    else:
+        place.write_text(content)
+
+    assert verify(merged_folder).first_difference == f"dogs/{name}: {difference}"
+
+
+def test_files_of_no_recipe_are_named_and_no_difference(merged_folder):
+    (merged_folder / "cats" / "README.md").write_text("A cat is a small domesticated carnivore.")
+    (merged_folder / "notes\n.txt").write_text("")
+    before = verify(merged_folder)
+
+    assert before.equal
+    assert before.others == ("cats/README.md", "notes\\n.txt")
+
+
+def test_a_changed_recipe_is_found(merged):
+    """It holds the class names, which moma reads there."""
+    with Checkpoint.open(merged) as opened:
+        metadata = dict(opened.metadata)
+    recipe = json.loads(metadata["moma"])
+    recipe["configs"]["cats"]["id2label"]["0"] = "dogs"
+    for changed in (recipe, recipe | {"extra": 1}):
+        save_file(load_file(merged), merged, metadata=metadata | {"moma": json.dumps(changed)})
+
+        assert (verify(merged).first_difference or "").startswith(
+            "the recipe in merged.safetensors: configs is "
+        )
+
+
+def test_metadata_that_moma_does_not_write_is_found(merged):
+    with Checkpoint.open(merged) as opened:
+        metadata = dict(opened.metadata)
+    save_file(load_file(merged), merged, metadata=metadata | {"config": "{}"})
+
+    expected = "the metadata of merged.safetensors: config is not as its recipe has it"
+    assert verify(merged).first_difference == expected
 
 
 def test_a_tensor_too_many_is_found(merged):
@@ -180,6 +249,15 @@ def test_of_an_aligned_model_the_last_step_is_made_again(files, merged):
     flip(output, "heads.dogs.classifier.weight")
     found = verify(output).first_difference or ""
     assert found.startswith("heads.dogs.classifier.weight: element ")
+    moved = alignment.rename(files / "elsewhere.safetensors")
+    with pytest.raises(CheckpointError, match=r"alignment\.safetensors does not exist"):
+        verify(output)
+    assert verify(output, alignment=moved).first_difference == found
+    flip(moved, "transform.cats")
+    with pytest.raises(
+        ConflictError, match=r"elsewhere\.safetensors is not what .*aligned\.safetensors"
+    ):
+        verify(output, alignment=moved)
 
 
 def test_what_moma_did_not_make_is_refused(files):

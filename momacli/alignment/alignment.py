@@ -34,6 +34,13 @@ class Alignment:
     layer: str  # the linear layer that absorbs A_t
     recipe: Recipe
     place: Path  # where it is or will be; the recipe's paths are relative to its folder
+    checkpoint: Checkpoint | None = None  # its file, open, where there is one already
+
+    def sha256(self) -> str:
+        """The SHA-256 of its file, which is there."""
+        assert self.checkpoint is not None
+        (digest,) = self.checkpoint.sha256().values()
+        return digest
 
 
 def alignment_of(
@@ -82,6 +89,7 @@ def open_alignment(path: Path) -> Iterator[Alignment]:
             layer,
             recipe,
             path,
+            checkpoint,
         )
 
 

@@ -5,13 +5,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from momacli.checkpoint.card import CARD, card
 from momacli.checkpoint.description import Description
 from momacli.checkpoint.head_files import HEAD, class_metadata, head_file, is_separate
 from momacli.checkpoint.multitask import ENCODER_SHARD, HEAD_SHARD
+from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG
 from momacli.checkpoint.plan import TASK_HEADS
 from momacli.checkpoint.provenance import KEY, Recipe
 from momacli.checkpoint.reader import INDEX, SINGLE
@@ -22,6 +24,8 @@ from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from momacli.checkpoint.arrays import Array
+
 
 @dataclass(frozen=True)
 class TaskPart:
@@ -30,6 +34,7 @@ class TaskPart:
     task: str
     heads: Sequence[TensorSpec]  # by their own names
     description: Description | None
+    metrics: Mapping[str, float] = field(default_factory=dict)  # for the card
 
     @property
     def names(self) -> list[str]:
@@ -40,11 +45,11 @@ class TaskPart:
 class Sink(Protocol):
     """What takes the tensors of a model of several tasks, each in consecutive parts."""
 
-    def append(self, name: str, values: "Tensor") -> None:
+    def append(self, name: str, values: "Tensor | Array") -> None:
         """Take values of an encoder tensor."""
         ...
 
-    def append_head(self, task: str, name: str, values: "Tensor") -> None:
+    def append_head(self, task: str, name: str, values: "Tensor | Array") -> None:
         """Take values of a head tensor of one task, by the tensor's own name."""
         ...
 
@@ -55,16 +60,18 @@ class MultiTaskWriter:
     def __init__(
         self,
         encoder: CheckpointWriter | ShardedWriter,
-        heads: Mapping[str, tuple[CheckpointWriter, Callable[[str], str]]],
+        heads: Mapping[str, tuple[CheckpointWriter | ShardedWriter, Callable[[str], str]]],
+        on_finish: Callable[[Recipe], None] | None = None,
     ):
         self._encoder = encoder
+        self._on_finish = on_finish
         self._heads = heads  # task -> (writer, name of a head tensor to its name in there)
 
-    def append(self, name: str, values: "Tensor") -> None:
+    def append(self, name: str, values: "Tensor | Array") -> None:
         """Append values to an encoder tensor."""
         self._encoder.append(name, values)
 
-    def append_head(self, task: str, name: str, values: "Tensor") -> None:
+    def append_head(self, task: str, name: str, values: "Tensor | Array") -> None:
         """Append values to a head tensor of one task, by the tensor's own name."""
         writer, named = self._heads[task]
         writer.append(named(name), values)
@@ -73,6 +80,8 @@ class MultiTaskWriter:
         """Record the final recipe; its text has the length of the one given at the start."""
         for writer in {id(item): item for item in self._writers()}.values():
             writer.replace_metadata(_metadata(recipe))
+        if self._on_finish is not None:
+            self._on_finish(recipe)
 
     def _writers(self) -> Iterator[CheckpointWriter | ShardedWriter]:
         yield self._encoder
@@ -92,7 +101,8 @@ def multitask_writer(
 ) -> Iterator[MultiTaskWriter]:
     """Open the output `target`; it appears, whole, when the block ends without an exception.
 
-    extras: for a folder, further files by name and what writes each to a path it is given.
+    extras: for a folder, further files by name and what writes each to a path it is given;
+        they are there before the first tensor is.
     """
     if as_folder:
         with _folder_writer(target, encoder, parts, recipe, extras or {}) as writer:
@@ -129,6 +139,8 @@ def _folder_writer(
     extras: Mapping[str, Callable[[Path], None]],
 ) -> Iterator[MultiTaskWriter]:
     with staged_folder(target) as staged:
+        for name, write in extras.items():
+            write(staged / name)
         with ExitStack() as stack:
             shared = staged / ENCODER_SHARD
             encoder_writer = stack.enter_context(
@@ -142,34 +154,44 @@ def _folder_writer(
                 if part.heads:
                     shard = _head_writer(folder, part, _metadata(recipe))
                     heads[part.task] = (stack.enter_context(shard), _name_in_file)
-            yield MultiTaskWriter(encoder_writer, heads)
+
+            def finish(recipe: Recipe) -> None:
+                for part in parts:
+                    _write_card(staged / part.task, part, recipe, target)
+
+            yield MultiTaskWriter(encoder_writer, heads, finish)
         for part in parts:
             sharded = part.heads and not is_separate(part.names)
             _link(shared, staged / part.task / (ENCODER_SHARD if sharded else SINGLE))
             if sharded:
                 (staged / part.task / INDEX).write_text(_index(encoder, part), encoding="utf-8")
         shared.unlink()
-        for name, write in extras.items():
-            write(staged / name)
 
 
 @contextmanager
 def model_writer(
-    target: Path,
-    tensors: Sequence[TensorSpec],
-    description: Description | None,
-    recipe: Recipe,
-    *,
-    largest: int,
+    target: Path, encoder: Sequence[TensorSpec], part: TaskPart, recipe: Recipe, *, largest: int
 ) -> Iterator[MultiTaskWriter]:
-    """Open a folder of one model without tasks; it appears, whole, when the block ends.
+    """Open a folder of one model, of one task or of none; it appears, whole, when the block ends.
 
     largest: bytes of the tensors of one file.
     """
-    with staged_folder(target) as staged:
-        _describe(staged, TaskPart("", [], description))
-        with sharded_writer(staged, tensors, _metadata(recipe), largest=largest) as writer:
-            yield MultiTaskWriter(writer, {})
+    separate = is_separate(part.names)
+    specs = [*encoder, *([] if separate else part.heads)]
+    with staged_folder(target) as staged, ExitStack() as stack:
+        _describe(staged, part)
+        files = sharded_writer(staged, specs, _metadata(recipe), largest=largest)
+        writer = stack.enter_context(files)
+        heads: CheckpointWriter | ShardedWriter = writer
+        if separate:
+            named = replace(part, task=part.task if target.name == part.task else "")
+            heads = stack.enter_context(_head_writer(staged, named, _metadata(recipe)))
+
+        def finish(recipe: Recipe) -> None:
+            _write_card(staged, part, recipe, target)
+
+        named_heads = {part.task: (heads, _name_in_file if separate else str)}
+        yield MultiTaskWriter(writer, named_heads, finish)
 
 
 def _head_writer(folder: Path, part: TaskPart, metadata: dict[str, str]) -> CheckpointWriter:
@@ -187,15 +209,40 @@ def _name_in_file(name: str) -> str:
 
 def _describe(folder: Path, part: TaskPart) -> None:
     """Copy what is no weight: config.json, processor and tokenizer files."""
+    for name, content in beside_weights(part).items():
+        place = folder / name
+        place.parent.mkdir(exist_ok=True)
+        if isinstance(content, Path):
+            shutil.copyfile(content, place)
+        else:
+            place.write_bytes(content)
+
+
+def _write_card(folder: Path, part: TaskPart, recipe: Recipe, target: Path) -> None:
+    """Write the README.md of a model folder, where there is a model that loads."""
     if part.description is None:
         return
+    of_open_clip = part.description.file_name == OPEN_CLIP_CONFIG
+    text = card(
+        part.task or target.name,
+        recipe,
+        target,
+        library="open_clip" if of_open_clip else "transformers",
+        metrics=part.metrics,
+    )
+    (folder / CARD).write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def beside_weights(part: TaskPart) -> dict[str, bytes | Path]:
+    """What a folder of this part holds that is no weight: its content, or the file it is of."""
+    if part.description is None:
+        return {}
     text = json.dumps(part.description.config, indent=2, sort_keys=True) + "\n"
-    (folder / part.description.file_name).write_text(text, encoding="utf-8")
+    files: dict[str, bytes | Path] = {part.description.file_name: text.encode()}
     for file in part.description.companions:
         assert part.description.folder is not None
-        copy = folder / file.relative_to(part.description.folder)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, copy)
+        files[file.relative_to(part.description.folder).as_posix()] = file
+    return files
 
 
 def _link(source: Path, target: Path) -> None:

@@ -47,6 +47,7 @@ class Recipe:
     tasks: Sequence[str] = ()
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task -> config.json
     merged: Input | None = None  # what an alignment was fitted to
+    alignment: str | None = None  # SHA-256 of the file of the one that was folded into it
     tool: str = f"moma {__version__}"
 
     def encode(self) -> str:
@@ -80,6 +81,7 @@ def _recipe(content: Mapping[str, Any]) -> Recipe:
         tasks=tasks,
         configs={task: _expect(dict, config) for task, config in configs.items()},
         merged=_input(content["merged"]),
+        alignment=_digest(content["alignment"]),
         tool=_expect(str, content["tool"]),
     )
 
@@ -92,6 +94,12 @@ def _input(content: Mapping[str, Any] | None) -> Input | None:
         raise ValueError("an input without its digests")
     name, path = _expect(str, content["name"]), _expect(str, content["path"])
     return Input(name, path, files, _expect(bool, content["task_vector"]))
+
+
+def _digest(value: object) -> str | None:
+    if value is not None and not _DIGEST.fullmatch(_expect(str, value)):
+        raise ValueError("no digest")
+    return None if value is None else str(value)
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -27,10 +27,10 @@ def verify(
 ) -> None:
     """Make an output again from its recorded inputs, and compare every bit; writes nothing.
 
-    Prints "equal", or the first tensor that differs and exits with 1. Inputs are hashed from
-    the first byte to the last; one that has changed is an error that names it.
+    Prints "equal", or the first tensor or file that differs and exits with 1. Inputs are hashed
+    from the first byte to the last; one that has changed is an error that names it.
     """
-    from momacli.cli.console import duration, plain, print_json, say
+    from momacli.cli.console import duration, names, plain, print_json, say
     from momacli.cli.listening import listening
     from momacli.verify import verify as derive_again
 
@@ -43,5 +43,7 @@ def verify(
     if report.equal:
         step = "its last step" if report.command == "align" else "the merge"
         say(f"made {step} again: {report.tensors} tensors in {duration(report.seconds)}")
+        if report.others:
+            say(f"note: not of its recipe: {names(report.others)}")
     else:
         raise typer.Exit(1)

@@ -22,14 +22,15 @@ from momacli.checkpoint.plan import Expert
 from momacli.checkpoint.provenance import Recipe, input_path, record_input, relative_path
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.sharded_writer import parse_size
+from momacli.checkpoint.staging import staged_folder
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError, UsageError
 from momacli.merging.prepare import Merging
-from momacli.models.inputs import Inputs
 from momacli.models.layout import is_classifier, is_vision_tower
 from momacli.progress import Listener, Notice, ignore
 from momacli.recipes.computed import on_disk
 from momacli.recipes.described import described_as, with_vocabulary
+from momacli.recipes.steps import with_option
 
 MAX_SHARD_SIZE = "50GB"
 """As transformers 5 has it: the largest single file that model hubs take."""
@@ -56,6 +57,7 @@ class MergeReport:
     bytes_read: int  # of the tensors merged, in base and experts, once
     memory: int  # bytes: the process's peak, or with dry_run what to expect
     estimate: float | None = None  # with dry_run: seconds, where the method lets one tell
+    stored_bits: int | None = None  # that tell the tasks apart, where the method makes one of each
     dry_run: bool = False
 
 
@@ -72,6 +74,17 @@ def write(
 ) -> MergeReport:
     """Choose the output and write it, unless `dry_run`."""
     opened = merging.inputs
+    if merging.each:
+        return _write_each(
+            merging,
+            output,
+            max_shard_size=max_shard_size,
+            other_base=other_base,
+            force=force,
+            dry_run=dry_run,
+            started=started,
+            listener=listener,
+        )
     as_folder = _as_folder(output, merging)
     target = choose_output(
         output,
@@ -89,12 +102,72 @@ def write(
             hint="folders of classifiers share one encoder file, and a file is one file",
         )
     largest = parse_size(MAX_SHARD_SIZE if max_shard_size is None else max_shard_size)
-    job = _Job(merging, [] if merging.as_one_model else _parts(opened), target, one_model, largest)
+    job = _Job(merging, _parts(merging), target, one_model, largest)
     report = replace(job.report(), dry_run=dry_run)
     if not dry_run:
         changed = job.run(as_folder=as_folder, listener=listener)
         report = replace(report, changed_share=changed, memory=_peak_memory(), estimate=None)
     return replace(report, seconds=time.monotonic() - started)
+
+
+def _write_each(
+    merging: Merging,
+    output: str | Path | None,
+    *,
+    max_shard_size: str | None,
+    other_base: bool,
+    force: bool,
+    dry_run: bool,
+    started: float,
+    listener: Listener,
+) -> MergeReport:
+    """Write a folder with a model of its own for each task: the method makes no merge of all."""
+    if output is not None and Path(output).suffix == ".safetensors":
+        raise UsageError(
+            f"{merging.work.method.name} makes a model of every task, and {output} is one file",
+            hint="name a folder with -o, or one task with --task",
+        )
+    opened = merging.inputs
+    target = choose_output(output, "merged", inputs=opened.paths, force=force, folder=True)
+    if not other_base:
+        _check_bases(opened.base, opened.experts)
+    largest = parse_size(MAX_SHARD_SIZE if max_shard_size is None else max_shard_size)
+    as_folders = all(expert.checkpoint.is_folder for expert in opened.experts)
+    suffix = "" if as_folders else ".safetensors"
+    jobs = {
+        f"{task}{suffix}": _Job(one, _parts(one), target / f"{task}{suffix}", as_folders, largest)
+        for task, one in merging.each.items()
+    }
+    report = _joined([job.report() for job in jobs.values()], target, merging)
+    if dry_run:
+        return replace(report, dry_run=True, seconds=time.monotonic() - started)
+    with staged_folder(target) as staged:
+        shares = [
+            replace(job, target=staged / name).run(as_folder=as_folders, listener=listener)
+            for name, job in jobs.items()
+        ]
+    return replace(
+        report,
+        changed_share=sum(shares) / len(shares),
+        memory=_peak_memory(),
+        estimate=None,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _joined(reports: Sequence[MergeReport], target: Path, merging: Merging) -> MergeReport:
+    """One report of models that are each of a task."""
+    estimates = [report.estimate for report in reports if report.estimate is not None]
+    return replace(
+        reports[0],
+        output=target,
+        parameters=merging.work.parameters,
+        tasks=tuple(expert.name for expert in merging.inputs.tasks),
+        carried=sum(report.carried for report in reports),
+        nbytes=sum(report.nbytes for report in reports),
+        estimate=sum(estimates) if estimates else None,
+        stored_bits=sum(report.stored_bits or 0 for report in reports),
+    )
 
 
 def _peak_memory() -> int:
@@ -136,7 +209,7 @@ def _is_one_model(merging: Merging) -> bool:
     Of classifiers and image encoders the tasks are kept apart even so: heads may follow.
     """
     inputs = merging.inputs
-    if merging.as_one_model:
+    if merging.as_one_model or merging.task is not None:
         return True
     if any(expert.heads for expert in inputs.tasks):
         return False
@@ -170,17 +243,24 @@ def _check_bases(base: Checkpoint, experts: Sequence[Expert]) -> None:
         )
 
 
-def _parts(inputs: Inputs) -> list[TaskPart]:
+def _parts(merging: Merging) -> list[TaskPart]:
     """What is each task's own in the output."""
     parts = []
-    for expert in inputs.tasks:
+    for expert in () if merging.as_one_model else merging.tasks:
         entries = expert.checkpoint.entries
         specs = [
             TensorSpec(own, entries[key].dtype, entries[key].shape)
             for own, key in expert.heads.items()
         ]
-        parts.append(TaskPart(expert.name, specs, inputs.descriptions[expert.name]))
+        parts.append(TaskPart(expert.name, specs, merging.inputs.descriptions[expert.name]))
     return parts
+
+
+def said_of_itself(merging: Merging, place: Path) -> tuple[Recipe, Sequence[TaskPart]]:
+    """What an output at `place` says of itself: its recipe, and the description of each part."""
+    one_model = place.is_dir() and _is_one_model(merging)
+    job = _Job(merging, _parts(merging), place, one_model, 0)
+    return job.recipe(digests=True), [job.whole()] if one_model else job.parts
 
 
 def compute(merging: Merging, sink: Sink, listener: Listener) -> int:
@@ -191,8 +271,8 @@ def compute(merging: Merging, sink: Sink, listener: Listener) -> int:
         sink.append(part.name, part.values)
         changed += part.changed
     for spec in plan.copied:
-        sink.append(spec.name, plan.base.read(spec.name))
-    for expert in merging.inputs.tasks:
+        sink.append(spec.name, plan.base.read_array(spec.name))
+    for expert in merging.tasks:
         for own, key in expert.heads.items():
             sink.append_head(expert.name, own, read_head(expert, key, plan.tolerated))
     return changed
@@ -209,6 +289,8 @@ class _Job:
     largest: int  # bytes of the tensors of one of its files
 
     def report(self) -> MergeReport:
+        from momacli.methods._reconstruction import Reconstruction
+
         work, inputs = self.merging.work, self.merging.inputs
         plan = work.plan
         heads = [spec for part in self.parts for spec in part.heads]
@@ -230,6 +312,7 @@ class _Job:
             bytes_read=sum(bytes_to_read(plan).values()),
             memory=work.expected_memory,
             estimate=work.expected_seconds,
+            stored_bits=work.stored_bits(1) if isinstance(work, Reconstruction) else None,
         )
 
     def run(self, *, as_folder: bool, listener: Listener) -> float:
@@ -237,22 +320,29 @@ class _Job:
         plan = self.merging.work.plan
         with self._writer(as_folder) as writer:
             changed = compute(self.merging, writer, listener)
-            writer.finish(self._recipe(digests=True))
+            writer.finish(self.recipe(digests=True))
         for remark in plan.tolerated.remarks() if plan.tolerated else ():
             listener(Notice(remark))
         return changed / max(1, sum(spec.elements for spec in plan.merged))
 
     def _writer(self, as_folder: bool) -> AbstractContextManager[MultiTaskWriter]:
-        plan, inputs = self.merging.work.plan, self.merging.inputs
-        specs, recipe = [*plan.merged, *plan.copied], self._recipe(digests=False)
+        plan = self.merging.work.plan
+        specs, recipe = [*plan.merged, *plan.copied], self.recipe(digests=False)
         if self.one_model:
-            found = inputs.base_description or next(iter(inputs.descriptions.values()), None)
-            description = described_as(found, self.merging.selection["dtype"])
-            description = with_vocabulary(description, plan)
-            return model_writer(self.target, specs, description, recipe, largest=self.largest)
+            whole = self.whole()
+            return model_writer(self.target, specs, whole, recipe, largest=self.largest)
         return multitask_writer(self.target, specs, self.parts, recipe, as_folder=as_folder)
 
-    def _recipe(self, *, digests: bool) -> Recipe:
+    def whole(self) -> TaskPart:
+        """The only part of a folder of one model."""
+        plan, inputs = self.merging.work.plan, self.merging.inputs
+        found = inputs.base_description or next(iter(inputs.descriptions.values()), None)
+        part = self.parts[0] if self.merging.task is not None else TaskPart("", [], found)
+        description = described_as(part.description, self.merging.selection["dtype"])
+        return replace(part, description=with_vocabulary(description, plan))
+
+    def recipe(self, *, digests: bool) -> Recipe:
+        """How the output is made; without `digests`, placeholders of the same length."""
         work, inputs = self.merging.work, self.merging.inputs
         parameters = {"method": work.method.name, **work.parameters}
         parameters |= {key: value for key, value in self.merging.selection.items() if value}
@@ -260,10 +350,13 @@ class _Job:
             parameters["config"] = relative_path(self.merging.config, self.target)
         if self.merging.recorded:
             steps, files = self.merging.recorded
+            if self.merging.task is not None:
+                steps = with_option(steps, "task", self.merging.task)
             inputs_of_steps = [record_input(f, self.target, digests=digests) for f in files]
             parameters |= {"recipe": steps, "files": [asdict(item) for item in inputs_of_steps]}
         base = on_disk(work.plan.base)
-        tasks = [] if self.merging.as_one_model else inputs.tasks
+        experts = [] if self.merging.as_one_model else inputs.tasks
+        tasks = [] if self.merging.as_one_model else self.merging.tasks
         return Recipe(
             command="merge",
             parameters=parameters,
@@ -275,7 +368,7 @@ class _Job:
                     digests=digests,
                     task_vector=expert.is_task_vector,
                 )
-                for expert in tasks
+                for expert in experts
             ],
             heads=sorted({own for expert in tasks for own in expert.heads}),
             tasks=[expert.name for expert in tasks],
