@@ -28,7 +28,7 @@ _CACHED = 1 << 18
 _SMALLEST, _LARGEST = 1 << 10, 1 << 18
 """Elements of one model in a piece, at least, and in a block, at most."""
 
-_AHEAD = 1 << 23
+_AHEAD = 1 << 24
 """Elements, of all models together, that wait to be worked on or are being read."""
 
 _KEPT = 1 << 24
