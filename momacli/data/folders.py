@@ -116,10 +116,17 @@ def labels_of(folder: Path, files: Sequence[Path], classes: Sequence[str]) -> li
 
 
 def class_numbers(
-    names: Sequence[str | int], classes: Sequence[str], whose: str = "there are labels"
+    names: Sequence[str | int],
+    classes: Sequence[str],
+    whose: str = "there are labels",
+    *,
+    first: int = 0,
 ) -> list[int]:
-    """Index of each class, given by its name or its number. Raises DataError for others."""
-    table = {str(number): number for number in range(len(classes))}
+    """Index of each class, given by its name or its number. Raises DataError for others.
+
+    first: the number of the first class.
+    """
+    table = {str(first + number): number for number in range(len(classes))}
     table |= {name: number for number, name in enumerate(classes)}
     unknown = sorted({str(name) for name in names if str(name) not in table})
     if unknown:
@@ -129,3 +136,13 @@ def class_numbers(
             hint=f"its classes are {', '.join(classes[:20])}",
         )
     return [table[str(name)] for name in names]
+
+
+def count_from_one(names: Iterable[str | int], classes: Sequence[str]) -> bool:
+    """Whether labels are the numbers 1 to the number of classes, both ends among them.
+
+    So the files of AG News, Yelp and others have them; counted from 0, the last would be none.
+    """
+    found = {str(name) for name in names} - set(classes)
+    ends = {"1", str(len(classes))}
+    return ends <= found <= {str(number) for number in range(1, len(classes) + 1)}

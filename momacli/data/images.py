@@ -113,8 +113,7 @@ def _decode(path: Path) -> Image.Image | str:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
-                high = upright.getextrema()[1]
-                scale = 257.0 if isinstance(high, (int, float)) and high > 255 else 1.0
+                scale = 257.0 if upright.mode.startswith("I;16") else _scale_of(upright)
                 upright = upright.convert("F").point(lambda value: value / scale).convert("L")
             return upright.convert("RGB")
     except UnidentifiedImageError:
@@ -125,6 +124,12 @@ def _decode(path: Path) -> Image.Image | str:
         return error.strerror or str(error)
     except Exception as error:  # of damaged files, decoders raise whatever they run into
         return f"damaged: {error}"
+
+
+def _scale_of(image: Image.Image) -> float:
+    """What makes bytes of the numbers of an image whose type does not tell their range."""
+    high = image.getextrema()[1]
+    return 257.0 if isinstance(high, (int, float)) and high > 255 else 1.0
 
 
 def _allocate(count: int, example: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A task's samples as its model takes them: images or texts, with labels or without."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from momacli.checkpoint.description import Description
-from momacli.data.folders import class_numbers, image_files, labels_of
+from momacli.data.folders import class_numbers, count_from_one, image_files, labels_of
 from momacli.data.images import load_images
 from momacli.data.leaving_out import LeaveOut, LeftOut, refuse
 from momacli.data.reading import Reading
@@ -109,7 +109,7 @@ def _load(
             stage=f"tokenizing {task}",
             listener=listener,
         )
-        labels = class_numbers(table.labels, classes, f"{path} has labels") if table.labels else []
+        labels = _numbers(table.labels or (), classes, path, listener)
         return texts, [labels[number] for number in numbers] if labels else []
     prepare_images = image_preprocessor(description.folder, description.config)
     _tell(listener, told, "images", prepare_images)
@@ -123,6 +123,16 @@ def _load(
         listener=listener,
     )
     return images, labels_of(path, images.files, classes) if labeled else []
+
+
+def _numbers(
+    labels: Sequence[str | int], classes: Sequence[str], path: Path, listener: Listener
+) -> list[int]:
+    """The class of each label of a file; where they count from 1, that is said."""
+    from_one = count_from_one(labels, classes)
+    if from_one:
+        listener(Notice(f"{path}: its labels count from 1"))
+    return class_numbers(labels, classes, f"{path} has labels", first=int(from_one))
 
 
 def _tell(

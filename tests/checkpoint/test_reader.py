@@ -434,6 +434,8 @@ def test_a_dot_stands_for_the_folder_it_means(tmp_path: Path, monkeypatch: pytes
 def test_patterns_match_whole_names_and_their_case():
     assert matches("head.weight", ["head.*"])
     assert matches("a\nhead", ["a*"])
+    assert matches("head.dense.weight", ["head"])  # a module: all that is in it
+    assert not matches("header.weight", ["head"])
     assert not matches("my.head.weight", ["head.*"])
     assert not matches("Head.weight", ["head.*"])
     assert not matches("head.weight", [])

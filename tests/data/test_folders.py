@@ -2,7 +2,13 @@ import os
 
 import pytest
 
-from momacli.data.folders import image_files, labels_of, task_sources
+from momacli.data.folders import (
+    class_numbers,
+    count_from_one,
+    image_files,
+    labels_of,
+    task_sources,
+)
 from momacli.data.leaving_out import LeftOut
 from momacli.errors import DataError
 
@@ -109,6 +115,19 @@ def test_text_files_stand_for_their_tasks_and_single_paths_are_given_by_name(tmp
     found = task_sources([tmp_path / "data", f"trec={other}"], ["sst2", "mnli", "trec"])
 
     assert found == {"sst2": sst2, "mnli": mnli, "trec": other}
+
+
+def test_labels_from_one_to_the_number_of_classes_are_told_from_those_from_zero():
+    four = ["World", "Sports", "Business", "Sci/Tech"]
+
+    assert count_from_one(["1", "3", 4], four)
+    assert class_numbers(["1", "3", 4], four, first=1) == [0, 2, 3]
+    assert not count_from_one(["1", "2", "3"], four)  # it may be that nothing is of the first
+    assert not count_from_one(["0", "4"], four)
+    assert not count_from_one(["1", "World", "5"], four)
+    assert not count_from_one(["1", "2"], ["1", "2"])  # the names themselves
+    with pytest.raises(DataError):
+        class_numbers(["0", "4"], four)
 
 
 def test_a_path_for_a_task_that_does_not_exist_is_refused(tmp_path):

@@ -49,6 +49,23 @@ def test_every_kind_of_image_becomes_rgb_of_the_same_brightness(tmp_path, mode):
     assert (values - (255 if mode == "1" else 204)).abs().max() <= 1
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_dark_image_of_16_bits_stays_dark(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(np.full((4, 6), 200, np.uint16)).save(path)
+
+    assert load_images([path], prepare).values.max() == 0
+
+
+def test_a_palette_with_transparency_keeps_its_colors(tmp_path):
+    picture = Image.fromarray(np.full((4, 6, 3), (10, 200, 90), np.uint8)).quantize(2)
+    picture.save(tmp_path / "x.png", transparency=1)
+
+    values = load_images([tmp_path / "x.png"], prepare).values
+
+    assert (values - torch.tensor([10.0, 200.0, 90.0])).abs().max() <= 1
+
+
 def test_an_image_is_turned_upright_by_its_exif_entry(tmp_path):
     array = np.zeros((4, 6, 3), np.uint8)
     array[0] = 255

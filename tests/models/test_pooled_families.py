@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from momacli.absorb import absorb
 from momacli.align import align
 from momacli.alignment.settings import Settings
+from momacli.data.reading import Reading
+from momacli.data.tables import Columns
 from momacli.errors import ConflictError, ModelError, UsageError
 from momacli.evaluate import evaluate
 from momacli.merge import merge
@@ -135,16 +137,23 @@ def test_accuracy_of_the_papers_models_is_what_the_authors_loop_counts(paper):
     model = PaperModel(paper, 4).eval()
     state = load_file("ckpts/ag.safetensors")
     model.load_state_dict({k: v for k, v in state.items() if "position_ids" not in k})
-    correct = 0
+    correct, rows = 0, []
     for line in Path("labeled/ag.jsonl").read_text().splitlines():
         record = json.loads(line)
+        rows.append(f'"{record["label"] + 1}","a title","{record["text"]}"\n')
         with torch.no_grad():
             logits = model(torch.tensor([paper_ids(record["text"], 32)]))
         correct += int(logits.argmax()) == record["label"]
+    Path("ag.csv").write_text("".join(rows))  # no header, and labels that count from 1
+    told = []
 
-    report = evaluate(["ckpts/ag.safetensors"], data="labeled")
+    columns = Reading(columns=Columns("3", "1"))
+    report = evaluate(
+        ["ckpts/ag.safetensors"], data="ag.csv", reading=columns, listener=told.append
+    )
 
     assert report.scores["ckpts/ag.safetensors"]["ag"].correct == correct
+    assert "ag.csv: its labels count from 1" in [getattr(event, "text", "") for event in told]
 
 
 def test_texts_are_halved_as_the_authors_do(paper):
@@ -336,3 +345,47 @@ def test_absorb_records_the_pooling_of_the_alignment(plain):
 
     for name in ("config.json", "model.safetensors", "head_ag.safetensors"):
         assert Path("absorbed/ag", name).read_bytes() == Path("aligned/ag", name).read_bytes()
+
+
+@pytest.mark.parametrize("prefix", ["", "roberta."])
+def test_a_linear_layer_in_an_encoders_own_file_is_its_head(plain, prefix):
+    for task in TASKS:
+        Path(f"head_{task}.safetensors").unlink()
+        file = Path(task, "model.safetensors")
+        state = {prefix + key: value for key, value in load_file(file).items()}
+        state |= {"out.weight": torch.randn(TASKS[task], 16), "out.bias": torch.zeros(TASKS[task])}
+        save_file(state, file, metadata={"format": "pt"})
+    report = merge(list(TASKS), base="base", output="merged-2")
+    align("merged-2", data="unlabeled", settings=QUICK, cache="cache", pooling="cls")
+    before = load_file("ag/model.safetensors")
+    after = load_file("aligned/ag/model-00002-of-00002.safetensors")
+    A = load_file("aligned/alignment.safetensors")["transform.ag"]
+
+    assert report.carried == 4
+    assert set(after) == {"out.weight", "out.bias"}
+    torch.testing.assert_close(after["out.weight"], before["out.weight"] @ A)
+
+
+def test_a_classifier_that_was_trained_with_another_pooling_than_its_classs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_base(Path("base"), tiny_bert())
+    for seed, (task, classes) in enumerate(TASKS.items()):
+        expert = transformers.BertForSequenceClassification(text_config("Bert", classes))
+        expert.bert.load_state_dict(moved(tiny_bert().state_dict(), seed))
+        save_base(Path(task), expert)
+    write_texts(tmp_path)
+    merge(list(TASKS), base="base")
+    report = align(data="unlabeled", settings=QUICK, cache="cache", pooling="masked-mean")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("base")
+    inputs = tokenizer(random_texts(6), padding=True, return_tensors="pt")
+
+    for task in TASKS:
+        kind = transformers.AutoModelForSequenceClassification
+        model, expert = kind.from_pretrained(f"aligned/{task}").eval(), kind.from_pretrained(task)
+        A = load_file("aligned/alignment.safetensors")[f"transform.{task}"]
+        with torch.no_grad():
+            z = pooled(model.bert(**inputs), inputs["attention_mask"], "masked-mean")
+            torch.testing.assert_close(
+                model.classifier(z), expert.classifier(z @ A.mT), atol=1e-5, rtol=1e-5
+            )
+        assert report.tasks[task].logit_difference < 1e-5
