@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CLASSES
 from torch import nn
 
+from momacli.absorb import absorb
 from momacli.align import align
 from momacli.alignment.settings import Settings
 from momacli.convert import convert
@@ -142,6 +143,7 @@ def test_merged_aligned_and_loaded_by_open_clip(kind, tmp_path, monkeypatch, vit
     report = merge([f"experts/{task}" for task in CLASSES], base="base")
     settings = Settings(steps=6, batch_size=4)
     aligned = align(data=vit_images / "unlabeled", settings=settings, cache="cache")
+    absorb("merged", "aligned/alignment.safetensors", output="absorbed")
     transforms = load_file("aligned/alignment.safetensors")
     pixels = torch.randn(5, 3, 8, 8)
 
@@ -159,6 +161,10 @@ def test_merged_aligned_and_loaded_by_open_clip(kind, tmp_path, monkeypatch, vit
         config = json.loads(Path("aligned", task, "open_clip_config.json").read_text())
         assert {key: config[key] for key in CONFIG} == CONFIG
         assert not Path("aligned", task, "config.json").exists()
+        for name in ("model", f"head_{task}"):
+            again = load_file(f"absorbed/{task}/{name}.safetensors")
+            for key, value in load_file(f"aligned/{task}/{name}.safetensors").items():
+                assert torch.equal(again[key], value)
     sizes = {task: sum(value.numel() for value in file.values()) for task, file in {
         task: load_file(f"experts/{task}/head_{task}.safetensors")
         | load_file(next(Path(f"experts/{task}").glob("*model.safetensors")))
