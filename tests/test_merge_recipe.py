@@ -332,7 +332,7 @@ def test_folders_of_models_give_one_folder_that_says_what_it_is(folder):
     merge_recipe(folder / "mergekit.yml", output=folder / "out")
 
     names = {path.name for path in (folder / "out").iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert names == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
     config = json.loads((folder / "out" / "config.json").read_text())
     assert config == {
         "num_hidden_layers": 2,
