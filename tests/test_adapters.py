@@ -222,6 +222,27 @@ def test_adapters_of_an_image_encoder_of_clip_come_with_zero_shot_heads(tmp_path
     assert torch.equal(model_of(Path("merged/cats"))[text], model_of(Path("base"))[text])
 
 
+def test_an_adapter_may_call_modules_as_the_built_model_does(place, vit_images):
+    """Since version 5, transformers renames on loading, and peft saves what it saw."""
+    for folder in sorted((place / "adapters").iterdir()):
+        file = folder / "adapter_model.safetensors"
+        tensors = {
+            key.replace("encoder.layer.", "layers.").replace(
+                "attention.attention.query", "attention.q_proj"
+            ): value
+            for key, value in load_file(file).items()
+        }
+        shutil.copytree(folder, place / "renamed" / folder.name)
+        save_file(tensors, place / "renamed" / folder.name / file.name)
+
+    merge(sorted((place / "renamed").iterdir()), base="base", output="merged")
+    merge(sorted((place / "adapters").iterdir()), base="base", output="plain")
+    align("merged", data=vit_images / "unlabeled", settings=Settings(steps=1), cache="cache")
+
+    found, expected = model_of(Path("merged/cats")), model_of(Path("plain/cats"))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def test_a_task_vector_of_an_adapter_stands_for_it(place):
     adapters = sorted((place / "adapters").iterdir())
 

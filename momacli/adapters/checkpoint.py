@@ -171,12 +171,16 @@ class AdaptedCheckpoint(ComputedCheckpoint):
 TensorsOf = Callable[[Mapping[str, Any], Collection[str]], Set[str]]
 """The names of a model's tensors by its config; of tied ones those that are among the given."""
 
+StoredAs = Callable[[Mapping[str, Any]], Mapping[str, str]]
+"""How a file calls what a built model of a config has, by its name there; they may differ."""
+
 
 def with_adapter(
     base: Checkpoint,
     adapter: Checkpoint,
     description: Description | None = None,
     tensors_of: TensorsOf | None = None,
+    stored_as: StoredAs | None = None,
 ) -> AdaptedCheckpoint:
     """Put an adapter in its base; nothing is computed before it is read.
 
@@ -185,13 +189,19 @@ def with_adapter(
     description: of the base.
     tensors_of: finds what to take of a base that is no classifier, for an adapter trained in
         one; without it, all that the base has.
+    stored_as: finds the names in files, where an adapter was trained in a model that has others.
 
     Raises ConflictError listing every tensor and option that does not fit, CheckpointError if
     the adapter's config is damaged.
     """
     config = read_adapter_config(config_file(adapter))
     adapted = adapted_description(description, config, adapter)
-    base, named = _same_names(base, named_parts(adapter.entries), config, adapter)
+    found = named_parts(adapter.entries)
+    matched, named = _same_names(base, found, config, adapter)
+    if stored_as and adapted and not _is_in(named, matched):
+        found = found.renamed(stored_as(adapted.config))
+        matched, named = _same_names(base, found, config, adapter)
+    base = matched
     layout = lay_out(named, config, adapter.entries, base.entries)
     wanted: Set[str] = base.entries.keys()
     problems = list(layout.problems)
@@ -222,7 +232,7 @@ def _same_names(
         return RenamedCheckpoint(base, names, change), named
     if prefix.startswith("+"):
         return base, _under(prefix[1:], named, base)
-    if modules and not any(name in base.entries for name in modules):
+    if modules and not _is_in(named, base):
         fitting = [
             inner
             for top in sorted({key.split(".")[0] for key in base.entries if "." in key})
@@ -234,6 +244,11 @@ def _same_names(
         if len(towers or fitting) == 1:
             return base, (towers or fitting)[0]
     return base, named
+
+
+def _is_in(named: Named, base: Checkpoint) -> bool:
+    """Whether the base has any of the modules that an adapter is for."""
+    return not named.parts or any(f"{module}.weight" in base.entries for module in named.parts)
 
 
 def _under(prefix: str, named: Named, base: Checkpoint) -> Named:

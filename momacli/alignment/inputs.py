@@ -17,6 +17,7 @@ from momacli.checkpoint.renaming import under_names_of
 from momacli.data.folders import task_sources
 from momacli.errors import ConflictError, ModelError, UsageError
 from momacli.models.device import choose_device
+from momacli.models.inputs import stored_as
 from momacli.progress import Listener
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def open_inputs(
     for item in recipe.inputs:
         checkpoint = _with_head(stack, item, path)
         if is_adapter(checkpoint):
-            checkpoint = with_adapter(opened, checkpoint)
+            described = model.tasks[item.name].description if item.name in model.tasks else None
+            checkpoint = with_adapter(opened, checkpoint, described, stored_as=stored_as)
         else:
             checkpoint = under_names_of(checkpoint, names)
         experts[item.name] = expert_from(checkpoint, recipe.heads)

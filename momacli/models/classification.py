@@ -18,7 +18,7 @@ from momacli.checkpoint.header import TensorEntry
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.renaming import common_prefix
 from momacli.errors import ModelError
-from momacli.models.factory import build, quiet
+from momacli.models.factory import build, build_network, quiet
 from momacli.models.heads import Recording, RestOfHead, linear_layers, record
 from momacli.models.interface import Batch, Head
 from momacli.models.layout import head_names, sized_config
@@ -202,6 +202,16 @@ def checkpoint_names(module: nn.Module) -> dict[str, str]:
 def _is_numbering(key: str) -> bool:
     """Whether a tensor just counts positions, as older versions of transformers saved them."""
     return key.rpartition(".")[2] == "position_ids"
+
+
+def stored_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """The names that a file has for the tensors of a network, by those of the network.
+
+    No memory is taken for weights. Raises ModelError as `build_network` does.
+    """
+    with torch.device("meta"):
+        module = build_network(config)
+    return {name: key for key, name in checkpoint_names(module).items()}
 
 
 def tensor_names(config: Mapping[str, Any], entries: Collection[str]) -> set[str]:

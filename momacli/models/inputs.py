@@ -13,7 +13,7 @@ from momacli.checkpoint.naming import Named
 from momacli.checkpoint.plan import Expert, check_patterns, expert_from, task_vector_recipe
 from momacli.checkpoint.reader import Checkpoint, is_adapter
 from momacli.checkpoint.renaming import RenamedCheckpoint, under_names_of
-from momacli.errors import ConflictError, UsageError
+from momacli.errors import ConflictError, ModelError, UsageError
 from momacli.models.layout import (
     head_names,
     is_classifier,
@@ -171,7 +171,7 @@ def _adapted(
             found.append(checkpoint)
             continue
         try:
-            adapted = with_adapter(base, checkpoint, description, _tensors_of)
+            adapted = with_adapter(base, checkpoint, description, _tensors_of, stored_as)
         except ConflictError as error:
             refused.append(error)
             continue
@@ -195,6 +195,16 @@ def _tensors_of(config: Mapping[str, object], known: Collection[str]) -> Set[str
     from momacli.models.classification import tensor_names
 
     return tensor_names(config, known)
+
+
+def stored_as(config: Mapping[str, object]) -> Mapping[str, str]:
+    """How files call the tensors of a built model; one that is not known is as it is."""
+    from momacli.models.classification import stored_names
+
+    try:
+        return stored_names(config)
+    except ModelError:
+        return {}
 
 
 def _has_known_parts(config: Mapping[str, object], with_heads: bool) -> bool:
