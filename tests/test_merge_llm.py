@@ -44,6 +44,7 @@ def test_language_models_give_one_plain_model_folder(models, tmp_path):
     merge(models, method="average", output=output)
 
     names = {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json"}
+    names |= {"README.md"}
     assert {path.name for path in output.iterdir()} == names
     assert (output / "tokenizer.json").read_text() == '{"seed": 0}'  # the base's
     math, code = (load_file(model / "model.safetensors") for model in models[1:])
