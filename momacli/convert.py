@@ -199,10 +199,11 @@ class _Job:
             "left_out": list(found.left_out),
         }
         files = self.model.sha256() if digests else {path.name: UNKNOWN_DIGEST}
+        model = self.output.parent if self.item.of_folder else self.output
         recipe = Recipe(
             command="convert",
             parameters={key: value for key, value in parameters.items() if value},
-            inputs=[Input(path.stem, relative_path(path, self.output), files)],
+            inputs=[Input(path.stem, relative_path(path, model), files)],
         )
         own = {"format": "pt", KEY: recipe.encode()}
         if self.item.is_head and isinstance(found.kept.get(NORMALIZE), bool):

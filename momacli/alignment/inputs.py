@@ -71,7 +71,7 @@ def open_inputs(
     chosen = choose_device(device)
     model = stack.enter_context(MultiTask.open(path, config=config))
     recipe = model.recipe
-    if recipe is None or not recipe.inputs:
+    if recipe is None or not recipe.inputs or recipe.command == "convert":
         raise ConflictError(
             f"{path} does not say what it was merged from",
             hint="only models written by `moma merge` can be aligned",

@@ -18,6 +18,9 @@ from momacli.pickles.window import MalformedError
 ENTRIES = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
 """Where a model is looked for first in a table that holds more."""
 
+_OF_EVERY_MODULE = ("training", "in_features", "out_features")
+"""Attributes that torch's own modules have; those that begin with an underscore are, too."""
+
 _DEEPEST = 200
 _MOST_NODES = 1_000_000
 _LONGEST_NOTE = 256
@@ -199,7 +202,7 @@ def _others(
     left_out = []
     for key, value in table.items():
         name = str(key)
-        if whole and (name.startswith("_") or name == "training"):
+        if whole and (name.startswith("_") or name in _OF_EVERY_MODULE):
             continue
         if value is None or _tensor(value) is not None:
             continue

@@ -40,6 +40,7 @@ class Item:
     source: Path
     place: PurePosixPath
     is_head: bool = False
+    of_folder: bool = False  # the model is the folder that it lies in, not the file
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,16 @@ def _published(folder: Path) -> Layout:
                     hint="move one of the folders elsewhere",
                 )
     base = next((path for path in bases if path.is_file()), None)
-    items = [] if base is None else [Item(base, PurePosixPath(BASE, SINGLE))]
+    items = [] if base is None else [Item(base, PurePosixPath(BASE, SINGLE), of_folder=True)]
     used = {item.source for item in items}
     for name, expert in experts.items():
-        items.append(Item(expert, PurePosixPath(name, SINGLE)))
+        items.append(Item(expert, PurePosixPath(name, SINGLE), of_folder=True))
         spellings = (expert.parent.name, name, name + _VALIDATION)
         heads = [folder / f"head_{spelling}.pt" for spelling in spellings]
         head = next((path for path in heads if path.is_file()), None)
         if head is not None:
-            items.append(Item(head, PurePosixPath(name, f"head_{name}.safetensors"), True))
+            place = PurePosixPath(name, f"head_{name}.safetensors")
+            items.append(Item(head, place, is_head=True, of_folder=True))
             used.add(head)
     return Layout(
         tuple(items),
@@ -153,10 +155,12 @@ def _plain(folder: Path) -> Layout:
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     shards = [path for path in files if _SHARD.fullmatch(path.name)]
     if folder / _WHOLE in files:
-        item = Item(folder / _WHOLE, PurePosixPath(SINGLE))
+        item = Item(folder / _WHOLE, PurePosixPath(SINGLE), of_folder=True)
         return Layout((item,), described_by=folder, passed_over=_others(files, [item.source]))
     if shards:
-        items = tuple(Item(path, PurePosixPath(_shard_name(path.name))) for path in shards)
+        items = tuple(
+            Item(path, PurePosixPath(_shard_name(path.name)), of_folder=True) for path in shards
+        )
         return Layout(items, described_by=folder, shards=True, passed_over=_others(files, shards))
     pickles = [path for path in files if _is_pickle(path)]
     if not pickles:

@@ -17,7 +17,7 @@ from momacli.absorb import absorb
 from momacli.align import align
 from momacli.alignment.settings import Settings
 from momacli.convert import convert
-from momacli.errors import ModelError
+from momacli.errors import ConflictError, ModelError
 from momacli.evaluate import evaluate
 from momacli.head import head
 from momacli.merge import merge
@@ -207,6 +207,8 @@ def test_a_folder_of_converted_experts_is_evaluated_without_its_base(
     report = evaluate(["experts"], data=data)
 
     assert {score.total for score in report.scores["experts"].values()} == {40}
+    with pytest.raises(ConflictError, match="does not say what it was merged from"):
+        align("experts/birds", data=data)
 
 
 @pytest.mark.parametrize("kind", ["whole models", "wrapped models"])

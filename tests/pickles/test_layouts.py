@@ -13,6 +13,7 @@ from torch import nn
 from momacli.cli.main import run
 from momacli.convert import convert
 from momacli.errors import CheckpointError, ConflictError, UsageError
+from momacli.info import info
 from momacli.merge import merge
 
 CONFIG = {"model_cfg": {"embed_dim": 4, "vision_cfg": {}, "text_cfg": {}}, "preprocess_cfg": {}}
@@ -72,6 +73,9 @@ def test_task_vectors_becomes_a_base_and_a_folder_a_task(place):
     ]
     assert json.loads(Path("out/DTD/open_clip_config.json").read_text()) == CONFIG
     assert merged.tasks == ("DTD", "MNIST")
+    (pickled,) = info("out/DTD").origin.inputs
+    assert pickled.found
+    assert pickled.path.samefile("in/tiny/DTD/finetuned.pt")
     tensors = load_file("merged.safetensors")
     assert torch.equal(tensors["model.visual.proj"], encoder(1.5)["model.visual.proj"])
     assert tensors["heads.DTD.zeroshot_head.weight"].shape == (2, 4)
