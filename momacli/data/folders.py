@@ -1,8 +1,9 @@
 """Where samples lie: one folder or file per task, and within a labeled folder, one per class."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 from momacli.data.leaving_out import LeaveOut, refuse
 from momacli.data.tables import is_table
@@ -12,6 +13,7 @@ Data = str | Path | Sequence[str | Path]
 """Where samples are: a folder, or "TASK=PATH", or several of these."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+_SUFFIXES = tuple(IMAGE_SUFFIXES)
 
 
 def task_sources(data: Data, tasks: Sequence[str]) -> dict[str, Path]:
@@ -63,17 +65,36 @@ def _holds_samples(path: Path) -> bool:
     return any(_image_files(path, refuse)) or any(is_table(file) for file in path.iterdir())
 
 
-def image_files(folder: Path, *, leave_out: LeaveOut = refuse) -> list[Path]:
+class Files(Sequence[Path]):
+    """Files in a fixed order, a path made where one is asked for: there may be millions."""
+
+    def __init__(self, places: Sequence[str]):
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [Path(place) for place in self._places[index]]
+        return Path(self._places[index])
+
+
+def image_files(folder: Path, *, leave_out: LeaveOut = refuse) -> Files:
     """All image files below a folder, sorted by path. Raises DataError if there are none.
 
-    leave_out: told of each sub-folder that cannot be listed; by default it refuses.
+    leave_out: told of each sub-folder that cannot be listed, and of each link to one that is
+        read anyway; by default it refuses.
     """
     places = sorted(_image_files(folder, leave_out), key=_by_parts)
-    files = [Path(place) for place in places]
-    if not files:
+    if not places:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{folder} holds no image", hint=f"images are files with {suffixes}")
-    return files
+    return Files(places)
 
 
 def _by_parts(place: str) -> str:
@@ -82,28 +103,72 @@ def _by_parts(place: str) -> str:
 
 
 def _is_image(name: str) -> bool:
-    stem, dot, suffix = name.lower().rpartition(".")
-    return bool(stem) and dot + suffix in IMAGE_SUFFIXES
+    name = name.lower()
+    return name.endswith(_SUFFIXES) and name not in IMAGE_SUFFIXES
 
 
-def _image_files(folder: Path, leave_out: LeaveOut) -> Iterable[str]:
-    """Image files, following links to folders but never into a folder that is being walked."""
-    pending = [(os.fspath(folder), frozenset({os.path.realpath(folder)}))]
+def _image_files(folder: Path, leave_out: LeaveOut) -> Iterator[str]:
+    """Image files of every real folder once: the one given, then what links lead to.
+
+    A few folders that link to one another make millions of paths.
+    """
+    read: set[tuple[int, int]] = set()
+    pending = [(os.fspath(folder), frozenset[tuple[int, int]]())]
+    while pending:
+        links: list[tuple[str, frozenset[tuple[int, int]]]] = []
+        for place, above in pending:
+            yield from _below(place, above, read, links, leave_out)
+        pending = sorted(links, key=lambda link: _by_parts(link[0]))
+
+
+def _below(
+    place: str,
+    above: frozenset[tuple[int, int]],
+    read: set[tuple[int, int]],
+    links: list[tuple[str, frozenset[tuple[int, int]]]],
+    leave_out: LeaveOut,
+) -> Iterator[str]:
+    """Image files in a folder and its sub-folders.
+
+    above: device and inode of the folders on the way here; links back to them are no loss.
+    read: the same of all folders so far; added to.
+    links: to folders; added to.
+    """
+    pending = [(place, above)]
     while pending:
         current, above = pending.pop()
         try:
-            found = os.scandir(current)
+            status = os.stat(current)  # noqa: PTH116 - a Path each would take most of the time
+            known = status.st_dev, status.st_ino
+            if known in read:
+                if known not in above:
+                    leave_out(f"{current} is a folder that is read under another name")
+                continue
+            read.add(known)
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    kind = _kind_of(entry, leave_out)
+                    if kind == "folder":
+                        found = links if entry.is_symlink() else pending
+                        found.append((entry.path, above | {known}))
+                    elif kind == "image":
+                        yield entry.path
         except OSError as error:
             leave_out(f"{current} cannot be listed: {error.strerror}")
-            continue
-        with found:
-            for entry in found:
-                if entry.is_dir():
-                    place = os.path.realpath(entry.path)
-                    if place not in above and not entry.name.startswith("."):
-                        pending.append((entry.path, above | {place}))
-                elif _is_image(entry.name) and entry.is_file():
-                    yield entry.path
+
+
+def _kind_of(entry: "os.DirEntry[str]", leave_out: LeaveOut) -> Literal["folder", "image"] | None:
+    try:
+        if entry.is_dir():
+            return None if entry.name.startswith(".") else "folder"
+        if not _is_image(entry.name):
+            return None
+        if entry.is_file():
+            return "image"
+        leave_out(f"{entry.path} is no file")  # a pipe, or a link that leads nowhere
+    except OSError as error:  # a link to itself
+        leave_out(f"{entry.path} cannot be read: {error.strerror}")
+    return None
 
 
 def labels_of(folder: Path, files: Sequence[Path], classes: Sequence[str]) -> list[int]:

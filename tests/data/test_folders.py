@@ -55,7 +55,7 @@ def test_images_are_found_at_any_depth_in_a_fixed_order_and_other_files_are_not(
     touch(tmp_path / "notes.txt")
     touch(tmp_path / ".hidden/3.png")
 
-    assert image_files(tmp_path) == sorted(wanted)
+    assert list(image_files(tmp_path)) == sorted(wanted)
 
 
 def test_a_loop_of_links_ends(tmp_path):
@@ -66,19 +66,60 @@ def test_a_loop_of_links_ends(tmp_path):
     assert len(image_files(tmp_path)) == 1
 
 
+def test_folders_full_of_links_to_one_another_are_read_once(tmp_path):
+    """Twenty levels of three links each to the next are three thousand million paths."""
+    for level in range(20):
+        for number in range(3):
+            link = tmp_path / "farm" / str(level) / f"link{number}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(tmp_path / "farm" / str(level + 1), target_is_directory=True)
+    wanted = touch(tmp_path / "farm" / "20" / "1.png")
+    left_out = LeftOut()
+
+    found = image_files(tmp_path / "farm" / "0", leave_out=left_out)
+
+    assert [path.resolve() for path in found] == [wanted]
+    assert found[0] == tmp_path.joinpath("farm", "0", *["link0"] * 20, "1.png")
+    assert left_out.count == 40
+
+
+def test_a_real_folder_goes_before_links_to_it(tmp_path):
+    wanted = touch(tmp_path / "z/1.png")
+    (tmp_path / "a").symlink_to(tmp_path / "z", target_is_directory=True)
+
+    assert list(image_files(tmp_path, leave_out=LeftOut())) == [wanted]
+    with pytest.raises(DataError, match="a is a folder that is read under another name"):
+        image_files(tmp_path)
+
+
+def test_a_link_to_itself_is_left_out_by_name(tmp_path):
+    wanted = touch(tmp_path / "1.png")
+    (tmp_path / "2.png").symlink_to("2.png")
+    left_out = LeftOut()
+
+    assert list(image_files(tmp_path, leave_out=left_out)) == [wanted]
+    assert left_out.count == 1
+
+
 def test_images_are_in_the_order_of_their_folders(tmp_path):
     names = ("a/1.png", "a b/1.png", "a.b/1.png", "a/b/1.png", "a.png")
     wanted = [touch(tmp_path / name) for name in names]
 
-    assert image_files(tmp_path) == sorted(wanted)
+    assert list(image_files(tmp_path)) == sorted(wanted)
+    assert image_files(tmp_path)[1:3] == sorted(wanted)[1:3]
 
 
-def test_what_is_no_regular_file_is_no_image(tmp_path):
+def test_what_is_no_regular_file_is_left_out_by_name(tmp_path):
     wanted = touch(tmp_path / "1.png")
     os.mkfifo(tmp_path / "2.png")
     (tmp_path / "3.png").mkdir()
+    (tmp_path / "4.png").symlink_to("nowhere.png")
+    left_out = LeftOut()
 
-    assert image_files(tmp_path) == [wanted]
+    assert list(image_files(tmp_path, leave_out=left_out)) == [wanted]
+    assert left_out.count == 2
+    with pytest.raises(DataError, match=r"[24]\.png is no file"):
+        image_files(tmp_path)
 
 
 def test_a_folder_without_images_is_an_error_that_says_what_counts_as_one(tmp_path):
@@ -151,7 +192,7 @@ def test_a_folder_that_cannot_be_listed_is_left_out_or_refused(tmp_path, monkeyp
     monkeypatch.setattr("os.scandir", scandir)
     left_out = LeftOut()
 
-    assert image_files(tmp_path, leave_out=left_out) == [wanted]
+    assert list(image_files(tmp_path, leave_out=left_out)) == [wanted]
     assert left_out.count == 1
     with pytest.raises(DataError, match="secret cannot be listed: Permission denied"):
         image_files(tmp_path)
