@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from momacli.checkpoint.feature_rule import rule_of
 from momacli.checkpoint.multitask import MultiTask, TaskModel
+from momacli.checkpoint.plan import check_patterns
 from momacli.checkpoint.reader import matches
 from momacli.data.reading import Reading
 from momacli.errors import DataError, ModelError
@@ -119,6 +120,8 @@ def _evaluate(
     from momacli.data.folders import task_sources
 
     recorded = model.recipe.heads if model.recipe else ()
+    if not recorded:
+        check_patterns("--heads", heads, model.checkpoints)
     sources = task_sources(data, list(model.tasks))
     scores = {}
     for done, (task, one) in enumerate(model.tasks.items()):

@@ -83,6 +83,9 @@ def test_evaluate_in_json_has_counts_and_intervals(place, capfd):
     [
         (["align", "--data", "unlabeled", "--mask", "rows"], 2, "mask"),
         (["align", "--data", "unlabeled", "--recipe", "best"], 2, "recipe"),
+        (["align", "--data", "unlabeled", "--pooling", "max"], 2, "expected cls, pooler"),
+        (["align", "--data", "unlabeled", "--features", "vit.foo"], 2, "has no module vit.foo"),
+        (["evaluate", "experts", "--data", "labeled", "--heads", "foo"], 2, "matches no tensor"),
         (["align"], 2, "--data"),
         (["align", "--data", "nowhere"], 1, "nowhere"),
         (["align", "nowhere", "--data", "unlabeled"], 1, "nowhere"),
@@ -99,7 +102,9 @@ def test_what_cannot_work_is_an_error_with_a_way_out_and_writes_nothing(
     assert run(arguments) == status
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("error: ")
-    assert word in err
+    notes, error, rest = err.partition("error: ")
+    assert error
+    assert all(line.startswith("note: ") for line in notes.splitlines())
+    assert word in rest
     assert "Traceback" not in err
     assert sorted(Path().iterdir()) == before

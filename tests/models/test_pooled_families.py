@@ -22,6 +22,7 @@ from momacli.evaluate import evaluate
 from momacli.merge import merge
 from momacli.models.factory import quiet
 from momacli.models.text import TextPreprocessor
+from momacli.verify import verify
 
 TASKS = {"ag": 4, "yelp": 5}
 QUICK = Settings(steps=4, batch_size=4)
@@ -234,6 +235,12 @@ def test_sentence_transformers_with_a_linear_head_stay_what_they_are(sentences):
             assert copy.read_bytes() == Path("absorbed", task, name).read_bytes()
         names = {path.name for path in Path("aligned", task).iterdir()}
         assert names == {path.name for path in Path("absorbed", task).iterdir()}
+    for output in ("merged", "aligned"):
+        found = verify(output)
+        assert found.equal, found.first_difference
+        assert found.others == ()
+    Path("aligned/ag/1_Pooling/config.json").write_text('{"pooling_mode_cls_token": true}')
+    assert "1_Pooling/config.json" in str(verify("aligned").first_difference)
 
 
 def test_accuracy_of_sentence_transformers_is_counted_on_their_own_features(sentences):
@@ -345,6 +352,9 @@ def test_absorb_records_the_pooling_of_the_alignment(plain):
 
     for name in ("config.json", "model.safetensors", "head_ag.safetensors"):
         assert Path("absorbed/ag", name).read_bytes() == Path("aligned/ag", name).read_bytes()
+    for output in ("aligned", "absorbed"):
+        found = verify(output, alignment="aligned/alignment.safetensors")
+        assert found.equal, found.first_difference
 
 
 @pytest.mark.parametrize("prefix", ["", "roberta."])
