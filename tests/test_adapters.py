@@ -286,6 +286,11 @@ def test_an_adapter_is_no_base_and_no_pickle_and_lies_beside_no_model(place):
     with pytest.raises(ConflictError, match="is an adapter"):
         merge(["adapters/cats"], base="adapters/dogs")
 
+    with pytest.raises(CheckpointError, match="folder of adapters"):
+        info("adapters")
+    with pytest.raises(ConflictError, match="without its adapter_config"):
+        merge(["adapters/dogs/adapter_model.safetensors"], base="base")
+
     shutil.copyfile("base/model.safetensors", "adapters/cats/model.safetensors")
     with pytest.raises(CheckpointError, match="both a model and an adapter"):
         merge(["adapters/cats"], base="base")

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from momacli.adapters.changes import Rows
     from momacli.checkpoint.arrays import Array
 
+_TOWERS = 16
+"""Parts of a base that are tried, where an adapter does not say which of them it is for."""
+
 _CHUNK = 1 << 18
 """Elements that are adapted at a time: the same rows together however they are asked for."""
 
@@ -235,7 +238,7 @@ def _same_names(
     if modules and not _is_in(named, base):
         fitting = [
             inner
-            for top in sorted({key.split(".")[0] for key in base.entries if "." in key})
+            for top in sorted({key.split(".")[0] for key in base.entries if "." in key})[:_TOWERS]
             if not lay_out(
                 inner := _under(f"{top}.", named, base), config, adapter.entries, base.entries
             ).problems

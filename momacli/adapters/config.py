@@ -101,7 +101,7 @@ def read_adapter_config(file: Path) -> AdapterConfig:
         raise CheckpointError(f"{shown_path(file)} is not a JSON object")
     try:
         return _config(content)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{shown_path(file)} is not a sound adapter_config.json: {shown(str(error))}"
         ) from error

@@ -81,6 +81,7 @@ class Named:
 
     parts: Mapping[str, Mapping[str, str]]  # module -> part, such as "lora_A" -> name
     saved: Mapping[str, str]  # the model's own name of a tensor -> name
+    twice: tuple[str, ...] = ()  # names that mean what another has meant already
 
     @property
     def tensors(self) -> list[str]:
@@ -96,6 +97,7 @@ class Named:
                 for key, value in self.parts.items()
             },
             {names.get(key, key): value for key, value in self.saved.items()},
+            self.twice,
         )
 
 
@@ -103,6 +105,7 @@ def named_parts(keys: Iterable[str]) -> Named:
     """Sort an adapter's tensors by the modules they belong to."""
     parts: dict[str, dict[str, str]] = defaultdict(dict)
     saved: dict[str, str] = {}
+    twice = []
     for key in keys:
         name = key.removeprefix("base_model.model.")
         while name.startswith(_WRAPPERS):
@@ -112,12 +115,14 @@ def named_parts(keys: Iterable[str]) -> Named:
             continue  # what was there before the module was trained
         name = ".".join(item for item in components if item not in _INNER)
         match = _PART.fullmatch(name)
-        if match is None:
-            saved[name] = key
-        else:
-            part = match["part"] + (".bias" if match["leaf"] == "bias" else "")
-            parts[match["module"]][part] = key
-    return Named(parts, saved)
+        known = saved
+        if match is not None:
+            known, name = parts[match["module"]], match["part"]
+            name += ".bias" if match["leaf"] == "bias" else ""
+        if name in known:
+            twice.append(key)
+        known[name] = key
+    return Named(parts, saved, tuple(twice))
 
 
 def lay_out(
@@ -130,6 +135,7 @@ def lay_out(
     changes: dict[str, Change] = {}
     own: dict[str, str] = {}
     problems = [f"option {problem}" for problem in config.problems]
+    problems += [f"{shown(key)}   there is another for the same" for key in named.twice]
     for name, key in named.saved.items():
         if name in base:
             types = {base[name].dtype, adapter[key].dtype}

@@ -261,6 +261,12 @@ def _weight_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
         raise unreadable(path, error) from error
     if len(others) == 1:
         return others, None
+    if not others and not pickles and (inner := _adapters_in(path)):
+        raise CheckpointError(
+            f"{shown_path(path)} is a folder of adapters, expected a model",
+            details=inner,
+            hint="adapters are experts of a merge: moma merge FOLDER/* --base BASE makes models",
+        )
     if others:
         hint = "give one of them, or save the shards with their index"
     elif pickles:
@@ -272,6 +278,10 @@ def _weight_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
         details=[shown_path(file.relative_to(path)) for file in others],
         hint=hint,
     )
+
+
+def _adapters_in(path: Path) -> list[str]:
+    return [shown_path(one.parent) for one in sorted(path.glob(f"*/{ADAPTER_CONFIG}"))]
 
 
 def _adapter_file(path: Path) -> Path:

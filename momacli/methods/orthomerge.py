@@ -14,6 +14,9 @@ determines R on its row space only; the rest is arbitrary, and the residuals com
 times larger than tau_t. Here such a matrix is turned from the left (L W0), which also keeps the
 rotation small. Directions in which W0 has no extent are not turned. A task whose R_t cannot be
 taken to the Lie algebra (it reflects, or turns by nearly 180 degrees) is all residual.
+
+Adapters of orthogonal fine-tuning (OFT) that all have the same blocks are merged as what they
+are, in the Lie algebra, unless an option is given: rotations at their mean norm, no residuals.
 """
 
 from typing import Literal

@@ -152,6 +152,10 @@ def _linear_beside(
     return linear_beside(checkpoint.entries, encoder)
 
 
+_FACTORS = (".lora_A.weight", ".lora_embedding_A", ".oft_R.weight")
+"""What the names of an adapter's tensors end in."""
+
+
 def _adapted(
     base: Checkpoint,
     description: Description | None,
@@ -168,6 +172,12 @@ def _adapted(
     refused: list[ConflictError] = []
     for checkpoint in checkpoints:
         if not is_adapter(checkpoint):
+            if any(key.endswith(_FACTORS) for key in checkpoint.entries):
+                raise ConflictError(
+                    f"{shown_path(checkpoint.path)} holds the tensors of an adapter without its "
+                    "adapter_config.json",
+                    hint="give the adapter's folder, with both files in it",
+                )
             found.append(checkpoint)
             continue
         try:

@@ -321,6 +321,12 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path):
     assert "hub/of-the-base" in (error.value.hint or "")
 
 
+def _twice() -> dict[str, Tensor]:
+    """An adapter's tensors, one of them under two names."""
+    tensors = lora_tensors(["lin"], 1, 6, 8)
+    return tensors | {"lin.lora_A.default.weight": tensors["lin.lora_A.weight"] + 1}
+
+
 @pytest.mark.parametrize(
     ("tensors", "config"),
     [
@@ -335,6 +341,7 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path):
         (lora_tensors(["lin"], 1, 6, 8), {**LORA, "peft_type": "VERA"}),
         (lora_tensors(["lin"], 1, 6, 8), {**LORA, "target_parameters": ["w"]}),
         (lora_tensors(["conv"], 1, 6, 8), {**LORA}),
+        (_twice(), {**LORA}),
         ({"classifier.weight": torch.zeros(3, 6, dtype=torch.int8)}, {**LORA}),
     ],
 )
@@ -357,6 +364,7 @@ def test_what_an_adapter_is_not_is_a_conflict(tmp_path, tensors, config):
         {"alpha_pattern": {"(a+)+b": 3}},
         {"alpha_pattern": {"a*a*a*b": 3}},
         {"alpha_pattern": {"lin": True}},
+        {"lora_alpha": 10**400},
     ],
 )
 def test_a_config_of_other_kinds_of_values_is_damaged(tmp_path, changed):
