@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
-from momacli.data.leaving_out import LeaveOut, refuse
+from momacli.data.leaving_out import LeaveOut, LeftOut, refuse
 from momacli.data.tables import is_table
 from momacli.errors import DataError
 
@@ -38,7 +38,7 @@ def task_sources(data: Data, tasks: Sequence[str]) -> dict[str, Path]:
         if not root.exists():
             raise DataError(f"{root} does not exist", hint="check the path and its spelling")
     for root in roots:
-        for path in sorted(root.iterdir()) if root.is_dir() else [root]:
+        for path in sorted(_sources_in(root)) if root.is_dir() else [root]:
             if not path.name.startswith(".") and (path.is_dir() or is_table(path)):
                 name = path.name if path.is_dir() else path.name.split(".", 1)[0]
                 found.setdefault(name, path)
@@ -59,10 +59,21 @@ def task_sources(data: Data, tasks: Sequence[str]) -> dict[str, Path]:
     )
 
 
+def _sources_in(root: Path) -> Iterator[Path]:
+    """All in a folder but what is an image by its name, of which there may be a million."""
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                if not _is_image(entry.name) or entry.is_dir(follow_symlinks=False):
+                    yield Path(entry.path)
+    except OSError as error:
+        raise DataError(f"{root} cannot be listed: {error.strerror}") from error
+
+
 def _holds_samples(path: Path) -> bool:
     if path.is_file():
         return is_table(path)
-    return any(_image_files(path, refuse)) or any(is_table(file) for file in path.iterdir())
+    return any(_image_files(path, LeftOut())) or any(map(is_table, _sources_in(path)))
 
 
 class Files(Sequence[Path]):
