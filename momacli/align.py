@@ -166,6 +166,7 @@ def _run(
 
     classifier = _classifier(inputs)
     tasks = prepare_tasks(inputs, classifier, reading, cache)
+    _check_absorbable(settings, tasks)
     headroom = find_headroom(inputs, settings)
     classifier.load_encoder(reader(inputs.first))
     merged = record_merged(inputs.model, inputs.alignment)
@@ -270,6 +271,21 @@ def _write(
     with staged_file(inputs.alignment) as staged:
         write(staged)
         return write_absorbed(*arguments, digest=digests.pop, listener=inputs.listener)
+
+
+def _check_absorbable(settings: Settings, tasks: Sequence["TaskData"]) -> None:
+    """Refuse transforms that change lengths where heads normalise what they take.
+
+    W (A z / |A z|) is (W A) z/|z| only for orthogonal A.
+    """
+    if settings.transform in ("similarity", "scaling", "linear") and any(
+        task.head.before is not None for task in tasks
+    ):
+        raise UsageError(
+            f"--transform {settings.transform} cannot be folded into heads that normalise their "
+            "features",
+            hint="with such heads, as of CLIP, only orthogonal transforms keep what was fitted",
+        )
 
 
 def _classifier(inputs: "Inputs") -> "Classifier | SeparateHead":

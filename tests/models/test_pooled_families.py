@@ -259,6 +259,18 @@ def test_accuracy_of_sentence_transformers_is_counted_on_their_own_features(sent
     assert set(report.scores["merged"]) == set(TASKS)
 
 
+def test_transforms_that_change_lengths_are_refused_where_features_are_normalised(sentences):
+    merge(list(TASKS), base="base")
+    settings = Settings(mask="none", transform="linear")
+    if not sentences:
+        align(data="unlabeled", settings=settings, cache="cache")
+        return
+
+    with pytest.raises(UsageError, match="heads that normalise"):
+        align(data="unlabeled", settings=settings, cache="cache")
+    assert not Path("aligned").exists()
+
+
 def test_an_unknown_step_of_sentence_transformers_is_refused_by_name(sentences):
     steps = json.loads(Path("ag/modules.json").read_text())
     steps[1:1] = [{"path": "1_LSTM", "type": "sentence_transformers.models.LSTM"}]
