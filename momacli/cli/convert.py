@@ -16,7 +16,7 @@ def convert(
             metavar="INPUT",
             help="Files written by torch.save or pickle.dump (.pt, .pth, .bin, .pkl), or a "
             "folder: ViT-B-32/ with zeroshot.pt, TASK/finetuned.pt and head_TASK.pt (or the "
-            "nonlinear_*.pt of tall_masks), one with pytorch_model.bin, or one of plain files.",
+            "nonlinear_*.pt of tall_masks), a model's with pytorch_model.bin, or any with pickles.",
             show_default=False,
         ),
     ],

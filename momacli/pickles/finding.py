@@ -66,7 +66,7 @@ def find_model(value: object, entry: str | None = None) -> Found:
             raise AmbiguousError(f"there is no entry {shown(name)}{where}", sorted(inner))
         value = table[name]
         path.append(name)
-    return _model(value, ".".join(path), search)
+    return _model(value, ".".join(path))
 
 
 def _chosen(inner: Mapping[str, object], path: list[str]) -> str:
@@ -95,7 +95,9 @@ def _tensor(value: object) -> TensorView | Unsupported | None:
 class _Search:
     """Looks for models at any depth; values that are there many times are not searched again."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, attributes: bool = False):
+        """attributes: whether to look into those of objects, too, and what they were made of."""
+        self._attributes = attributes
         self._without: set[int] = set()
         self._left = _MOST_NODES
 
@@ -109,13 +111,19 @@ class _Search:
                 raise MalformedError(f"it has more than {_MOST_NODES} values to look through")
             if _is_model(item):
                 return True
-            for inner in _table(item).values():
+            for inner in self._inside(item):
                 if id(inner) not in seen and id(inner) not in self._without:
                     seen.add(id(inner))
                     if isinstance(inner, dict | list | tuple | Instance | TensorView | Unsupported):
                         pending.append(inner)
         self._without |= seen
         return False
+
+    def _inside(self, value: object) -> Iterator[object]:
+        yield from _table(value).values()
+        if self._attributes and isinstance(value, Instance):
+            yield value.arguments
+            yield value.state
 
 
 def _is_module(value: object) -> bool:
@@ -139,7 +147,7 @@ def _table(value: object) -> Mapping[str, object]:
     return {}
 
 
-def _model(value: object, entry: str, search: _Search) -> Found:
+def _model(value: object, entry: str) -> Found:
     if _tensor(value) is not None:
         value = {"tensor": value}
     whole = isinstance(value, Instance) and _is_module(value)
@@ -159,7 +167,7 @@ def _model(value: object, entry: str, search: _Search) -> Found:
             else:
                 tied[name] = first
     rest = value.attributes if isinstance(value, Instance) and whole else _table(value)
-    kept, left_out = _others(rest, search, whole=whole)
+    kept, left_out = _others(rest, whole=whole)
     kind = value.kind if isinstance(value, Instance) else None
     return Found(tensors, tied, unsupported, kept, tuple(left_out), kind, entry)
 
@@ -192,7 +200,7 @@ def _tensors_of(module: object) -> Iterator[tuple[str, object]]:
 
 
 def _others(
-    table: Mapping[object, object] | Mapping[str, object], search: _Search, *, whole: bool
+    table: Mapping[object, object] | Mapping[str, object], *, whole: bool
 ) -> tuple[dict[str, str | int | float | bool], list[str]]:
     """What is beside the tensors: short texts and numbers, and what else there is.
 
@@ -200,6 +208,7 @@ def _others(
     """
     kept: dict[str, str | int | float | bool] = {}
     left_out = []
+    search = _Search(attributes=True)
     for key, value in table.items():
         name = str(key)
         if whole and (name.startswith("_") or name in _OF_EVERY_MODULE):
@@ -221,10 +230,10 @@ def _is_short(value: object) -> TypeGuard[str | int | float]:
 
 def _described(value: object, search: _Search) -> str:
     """What a value is, in a word or two."""
-    if isinstance(value, Instance):
-        return shown(str(value.kind)) if value.kind else "the result of a call"
-    if isinstance(value, Global):
-        return shown(str(value))
     kinds = [(dict, "a table"), (list, "a list"), (tuple, "a list"), (str, "a text")]
     what = next((what for kind, what in kinds if isinstance(value, kind)), "a value")
+    if isinstance(value, Instance):
+        what = shown(str(value.kind)) if value.kind else "the result of a call"
+    elif isinstance(value, Global):
+        what = shown(str(value))
     return f"{what} with tensors" if search.finds_model_in(value) else what

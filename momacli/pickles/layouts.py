@@ -4,6 +4,7 @@
     tall_masks     <Task>Val/nonlinear_finetuned.pt, <Task>Val/nonlinear_zeroshot.pt,
                    head_<Task>Val.pt
     transformers   pytorch_model.bin, or its shards, beside a config.json
+    open_clip      open_clip_pytorch_model.bin beside an open_clip_config.json
     any other      NAME.pt, NAME.pth, NAME.bin
 
 The first two become one model folder each: `zeroshot`, and a task's with its head in it.
@@ -16,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.header import is_pickle
+from momacli.checkpoint.open_clip_folder import OPEN_CLIP_WEIGHTS
 from momacli.checkpoint.reader import SINGLE
 from momacli.checkpoint.source import Source
 from momacli.errors import CheckpointError, ConflictError
@@ -29,7 +31,7 @@ _HEAD = re.compile(r"head_(.+)\.pt")
 _VALIDATION = "Val"
 """Ends the names of tasks whose training data was split; the same tasks."""
 
-_WHOLE = "pytorch_model.bin"
+_WHOLE = {"pytorch_model.bin": SINGLE, "open_clip_pytorch_model.bin": OPEN_CLIP_WEIGHTS}
 _SHARD = re.compile(r"pytorch_model(-\d{5}-of-\d{5})\.bin")
 
 
@@ -154,9 +156,10 @@ def _plain(folder: Path) -> Layout:
     """The pickles that lie in a folder, by their content; of transformers, the model alone."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     shards = [path for path in files if _SHARD.fullmatch(path.name)]
-    if folder / _WHOLE in files:
-        item = Item(folder / _WHOLE, PurePosixPath(SINGLE), of_folder=True)
-        return Layout((item,), described_by=folder, passed_over=_others(files, [item.source]))
+    models = {folder / name: place for name, place in _WHOLE.items() if folder / name in files}
+    if models:
+        items = tuple(Item(path, PurePosixPath(models[path]), of_folder=True) for path in models)
+        return Layout(items, described_by=folder, passed_over=_others(files, list(models)))
     if shards:
         items = tuple(
             Item(path, PurePosixPath(_shard_name(path.name)), of_folder=True) for path in shards

@@ -102,11 +102,19 @@ def _tensor(name: str, arguments: tuple[object, ...]) -> object:
             return arguments[0]
         raise MalformedError("a parameter in it is no tensor")
     if name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-        return _view(arguments, None)
+        return _lazily(arguments[6:]) or _view(arguments, None)
     if name == "_rebuild_tensor_v3":
         if len(arguments) < 7:
             raise MalformedError("a tensor in it is not described in full")
-        return _view(arguments, arguments[6])
+        return _lazily(arguments[7:]) or _view(arguments, arguments[6])
+    return None
+
+
+def _lazily(metadata: tuple[object, ...]) -> Unsupported | None:
+    """What torch notes of tensors whose elements are to be negated or conjugated when used."""
+    for table in metadata:
+        if isinstance(table, dict) and any(table.values()):
+            return Unsupported("stored before it was negated or conjugated")
     return None
 
 

@@ -16,12 +16,13 @@ from torch import nn
 from momacli.absorb import absorb
 from momacli.align import align
 from momacli.alignment.settings import Settings
+from momacli.checkpoint.header import TensorEntry
 from momacli.convert import convert
 from momacli.errors import ConflictError, ModelError
 from momacli.evaluate import evaluate
 from momacli.head import head
 from momacli.merge import merge
-from momacli.models.open_clip import build_model, image_transform
+from momacli.models.open_clip import OpenClipTower, build_model, image_transform
 
 VISION = {"image_size": 8, "layers": 2, "width": 16, "head_width": 8, "patch_size": 4}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
@@ -235,6 +236,30 @@ def test_a_model_without_its_text_encoder_makes_no_head(tmp_path, monkeypatch):
 
     with pytest.raises(ModelError, match="no text encoder"):
         head("base", classes=["a", "b"], output="head_x.safetensors")
+
+
+RESNET = {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}}
+
+
+@pytest.mark.parametrize(("changed", "kind"), [({}, "CustomTextCLIP"), (RESNET, "CLIP")])
+def test_other_networks_of_open_clip_have_its_features(changed, kind):
+    cfg = {**MODEL, **changed}
+    model = getattr(open_clip, kind)(**cfg).eval()
+    state = model.state_dict()
+    entries = {key: TensorEntry(key, "F32", tuple(v.shape), 0, 0) for key, v in state.items()}
+    config = {"model_cfg": {**cfg, "custom_text": kind == "CustomTextCLIP"}}
+    tower = OpenClipTower(config, entries)
+    tower.load_encoder(lambda key: state[key])
+    size = cfg["vision_cfg"]["image_size"]
+    pixels = torch.randn(3, 3, size, size)
+
+    with torch.no_grad():
+        found = tower.features({"pixel_values": pixels})
+        torch.testing.assert_close(found, model.encode_image(pixels))
+    assert {key for key in state if key.startswith("visual.")} == {
+        *tower.parameters,
+        *tower.buffers,
+    }
 
 
 def test_the_activation_of_openai_is_heeded():

@@ -73,6 +73,13 @@ def test_of_several_models_one_has_to_be_named(run):
     assert list(run(value, entry="student.deep")[0]) == ["weight"]
 
 
+class Sharded:
+    """Something that holds a tensor and is none."""
+
+    def __init__(self) -> None:
+        self.local = {"part": torch.ones(3)}
+
+
 def test_what_is_no_tensor_is_named_and_short_entries_are_kept_in_the_metadata(run, tmp_path):
     value = {
         **W,
@@ -80,14 +87,17 @@ def test_what_is_no_tensor_is_named_and_short_entries_are_kept_in_the_metadata(r
         "epoch": 3,
         "args": argparse.Namespace(lr=1e-5),
         "history": [{"weight": torch.ones(2)}],
+        "sharded": Sharded(),
         "notes": "x" * 1000,
     }
-    _, report, said = run(value)
+    with module_for_now("gone", Sharded=Sharded):
+        _, report, said = run(value)
 
     assert report.files[0].kept == {"model_name": "ViT-B-32", "epoch": 3}
     assert report.files[0].left_out == (
         "args: argparse.Namespace",
         "history: a list with tensors",
+        "sharded: gone.Sharded with tensors",
         "notes: a text",
     )
     assert any("model_name" in line for line in said)
@@ -160,3 +170,11 @@ def test_arrays_of_numpy_are_tensors_too(form, run):
     for odd in (numpy.array(["text"]), numpy.array([1.0], dtype=">f4"), numpy.array([{}])):
         with pytest.raises(CheckpointError, match="cannot hold"):
             run({"w": odd}, form)
+
+
+def test_tensors_that_torch_negates_or_conjugates_when_used_are_not_taken_as_they_lie(run):
+    complex_numbers = torch.tensor([1 + 2j])
+    for value in (complex_numbers.conj(), complex_numbers.conj().imag):
+        assert value.is_conj() or value.is_neg()
+        with pytest.raises(CheckpointError, match="cannot hold"):
+            run({"w": value})

@@ -10,6 +10,8 @@ from pickled import as_plain, as_zip, module_for_now, pickled_head
 from safetensors.torch import load_file
 from torch import nn
 
+from momacli.checkpoint.description import describe
+from momacli.checkpoint.reader import Checkpoint
 from momacli.cli.main import run
 from momacli.convert import convert
 from momacli.errors import CheckpointError, ConflictError, UsageError
@@ -177,6 +179,18 @@ def test_a_folder_of_transformers_stays_one(place, vit_folders):
 
     assert not any(kind.from_pretrained("sharded", output_loading_info=True)[1].values())
     assert Path("sharded/preprocessor_config.json").is_file()
+
+
+def test_a_folder_of_open_clip_stays_one(place):
+    save(place / "clip/open_clip_pytorch_model.bin", as_zip(encoder(1)))
+    shutil.copy("open_clip_config.json", "clip")
+    convert(["clip"], output="out")
+
+    with Checkpoint.open(Path("out")) as checkpoint:
+        found = describe(checkpoint)
+        assert [file.path.name for file in checkpoint.files] == ["open_clip_model.safetensors"]
+    assert found is not None
+    assert found.config == CONFIG
 
 
 def test_files_that_lie_together_keep_their_names(place):
