@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from tiny_models import CLASSES
 from torch import Tensor
 
+from momacli.align import align
+from momacli.alignment.settings import Settings
 from momacli.cli.main import run
-from momacli.errors import UsageError
+from momacli.errors import ConflictError, UsageError
 from momacli.evaluate import evaluate
 from momacli.merge import merge
 from momacli.merge_recipe import merge_like, merge_recipe
@@ -98,6 +100,19 @@ def test_folders_give_model_folders_that_load_and_can_be_evaluated(vit_folders, 
     assert verify("merged").equal
     assert verify("only-dogs").equal
     merge_like("merged/cats")
+
+
+def test_a_model_of_one_task_is_aligned_by_itself(vit_folders, vit_images):
+    experts = [vit_folders / task for task in CLASSES]
+    merge(experts, base=vit_folders / "base", method="emr")
+    steps = Settings(steps=1)
+
+    with pytest.raises(ConflictError, match="share no encoder"):
+        align("merged", data=vit_images / "unlabeled", settings=steps, cache="cache")
+    report = align("merged/dogs", data=vit_images / "unlabeled", settings=steps, cache="cache")
+
+    assert set(report.tasks) == {"dogs"}
+    assert verify("aligned").equal
 
 
 def test_each_output_can_be_verified_and_made_again(vit_files):

@@ -11,7 +11,7 @@ from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.naming import choose_output
 from momacli.checkpoint.plan import Expert, expert_from
-from momacli.checkpoint.provenance import Input, Recipe, check_unchanged, open_input
+from momacli.checkpoint.provenance import KEY, Input, Recipe, check_unchanged, open_input
 from momacli.checkpoint.reader import Checkpoint, is_adapter
 from momacli.checkpoint.renaming import under_names_of
 from momacli.data.folders import task_sources
@@ -71,6 +71,11 @@ def open_inputs(
     chosen = choose_device(device)
     model = stack.enter_context(MultiTask.open(path, config=config))
     recipe = model.recipe
+    if recipe is None and all(KEY in one.metadata for one in model.checkpoints):
+        raise ConflictError(
+            f"{path} holds a model of its own for each task, which share no encoder",
+            hint=f"align one of them, such as {model.checkpoints[0].path}",
+        )
     if recipe is None or not recipe.inputs or recipe.command == "convert":
         raise ConflictError(
             f"{path} does not say what it was merged from",
