@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from momacli.checkpoint.arrays import Array, as_array, as_tensor
+from momacli.compiled.loops import count_patterns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +29,6 @@ _COUNTERS = 1 << 23
 
 _MARGIN = 0.01
 """Share of all entries that is counted on each side of where a sample puts the threshold."""
-
-_GATHERED = 1 << 20
-"""Patterns of one expert that wait to be put in bins at once."""
 
 _SAMPLED = 1 << 14
 """Entries of a sample of one row."""
@@ -75,7 +73,7 @@ def largest_magnitudes(stacks: Stacks, *, density: float) -> Float[np.ndarray, "
             ranges = ranges or [_Range(0, _END)] * len(block)
             counters = counters or [_Counter(item, len(ranges)) for item in ranges]
             for counter, row in zip(counters, block, strict=True):
-                counter.add(_patterns(row))
+                counter.add(row)
         keep = count_to_keep(density, size)
         if keep == 0:
             return np.full(len(counters), np.inf, dtype=np.float32)
@@ -123,36 +121,21 @@ class _Counter:
         self._shift = max(0, -(-counted.width // share) - 1).bit_length()
         self._bins = np.zeros(((counted.width - 1) >> self._shift) + 1, dtype=np.int64)
         self._above = 0
-        self._waiting: list[Integers] = []
-        self._gathered = 0
 
-    def add(self, patterns: Integers) -> None:
-        """Count a row of patterns."""
-        inside = patterns - np.int32(self._range.low)
-        if self._range.width < _END:
-            self._above += int(np.count_nonzero(inside >= np.int32(self._range.width)))
-            unsigned = inside.view(np.uint32)  # those below are large here
-            inside = inside[np.flatnonzero(unsigned < np.uint32(self._range.width))]
-        self._waiting.append(inside)
-        self._gathered += len(inside)
-        if self._gathered >= _GATHERED:
-            self._put_in_bins()
+    def add(self, values: Float[np.ndarray, " n"]) -> None:
+        """Count a row of numbers."""
+        bits = np.ascontiguousarray(values).view(np.int32)
+        known = self._range
+        self._above += count_patterns(bits, known.low, known.width, self._shift, self._bins)
 
     def narrowed(self, rank: int) -> _Range:
         """The bin that holds the entry of this rank from the top; all where it is not inside."""
-        self._put_in_bins()
         from_top = np.cumsum(self._bins[::-1])
         wanted = rank - self._above
         if not 0 < wanted <= from_top[-1]:
             return _Range(0, _END)
         place = len(self._bins) - 1 - int(np.searchsorted(from_top, wanted))
         return _Range(self._range.low + (place << self._shift), 1 << self._shift)
-
-    def _put_in_bins(self) -> None:
-        if self._waiting:
-            places = np.concatenate(self._waiting) >> self._shift
-            self._bins += np.bincount(places, minlength=len(self._bins))
-        self._waiting, self._gathered = [], 0
 
 
 def _patterns(values: Float[np.ndarray, "*shape"]) -> Integers:

@@ -26,13 +26,14 @@ from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.writer import TensorSpec
 from momacli.methods._catalog import Method
-from momacli.methods._random_mask import Draws
 from momacli.methods._settings import TensorSettings
 from momacli.progress import Listener, Notice, Progress
 from momacli.statistics.suspicion import Suspicion
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from momacli.methods._random_mask import Draws
 
 Scope = Literal["global", "tensor"]
 
@@ -219,8 +220,10 @@ class StreamedMerge:
         values = [settings.weights[expert.name] for expert in self.plan.experts]
         return self._given(np.array(values, dtype=np.float32))
 
-    def _draws(self, key: str) -> list[Draws]:
+    def _draws(self, key: str) -> "list[Draws]":
         """Random numbers by (seed, task, tensor): the same in any order."""
+        from momacli.methods._random_mask import Draws
+
         return [Draws(f"{self.seed}/{expert.name}/{key}") for expert in self.plan.experts]
 
 

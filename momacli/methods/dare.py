@@ -9,15 +9,17 @@ that a mask depends on everything drawn before; here each expert and tensor has 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_entries
 from momacli.methods._random_mask import Draws
+from momacli.methods.average import average
+from momacli.methods.task_arithmetic import task_arithmetic
+from momacli.methods.ties import TiesStatistic, ties
 
 ELEMENTWISE = True
 
@@ -49,45 +51,12 @@ def dare(
     if not 0 <= drop_rate < 1:
         raise UsageError(f"drop_rate: expected at least 0 and below 1, found {drop_rate}")
     keep = 1 - drop_rate
-    survivors = [
-        _Survivors(places := drawn.kept(len(tau), keep), tau[places])
-        for tau, drawn in zip(task_vectors, draws, strict=True)
-    ]
-    factors = np.ones(len(task_vectors)) if weights is None else weights.astype(np.float64)
-    if then == "average":
-        factors = factors / factors.sum()
-    survivors = [one.scaled(factor) for one, factor in zip(survivors, factors, strict=True)]
-    total = np.zeros_like(task_vectors[0])
-    for one in survivors:
-        total[one.places] += one.values
+    survivors = np.stack(
+        [drawn.thinned(tau, keep) for tau, drawn in zip(task_vectors, draws, strict=True)]
+    )
+    scale = lam / keep if rescale else lam
     if then == "ties":
-        gamma = np.where(total < 0, total.dtype.type(-1), total.dtype.type(1))
-        total = _agreeing(survivors, gamma, mean=aggregate == "mean")
-    merged: np.ndarray = total * total.dtype.type(lam / keep if rescale else lam)
-    return merged
-
-
-@dataclass(frozen=True)
-class _Survivors:
-    """The entries of one expert that are left."""
-
-    places: Int64[np.ndarray, " kept"]
-    values: Float[np.ndarray, " kept"]
-
-    def scaled(self, factor: float) -> "_Survivors":
-        return _Survivors(self.places, self.values * self.values.dtype.type(factor))
-
-
-def _agreeing(
-    survivors: Sequence[_Survivors], gamma: Float[np.ndarray, " n"], *, mean: bool
-) -> Float[np.ndarray, " n"]:
-    """Sum or mean of the survivors whose sign is gamma."""
-    total, count = np.zeros_like(gamma), np.zeros_like(gamma)
-    for one in survivors:
-        magnitudes = np.maximum(one.values * gamma[one.places], 0)  # 0 against the sign
-        total[one.places] += magnitudes
-        count[one.places] += magnitudes > 0
-    if mean:
-        total /= np.maximum(count, 1)
-    total *= gamma
-    return total
+        untrimmed = TiesStatistic(np.zeros(len(survivors)))
+        return ties(survivors, lam=scale, weights=weights, aggregate=aggregate, statistic=untrimmed)
+    follow = task_arithmetic if then == "task_arithmetic" else average
+    return follow(survivors, lam=scale, weights=weights)

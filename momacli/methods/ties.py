@@ -12,18 +12,19 @@ by itself (scope "tensor"). The authors' code keeps one entry more than floor(de
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
+from momacli.compiled.loops import elect_and_merge
 from momacli.methods._arrays import on_entries
 from momacli.methods._selection import Stacks, blocks_of, largest_magnitudes
 from momacli.methods._sums import scaled
 
 ELEMENTWISE = True
 
-Aggregate = Literal["mean", "sum", "weighted-mean"]
+Aggregate = Literal["sum", "mean", "weighted-mean"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def first_pass(
     def balance() -> int:
         positive = negative = 0
         for block in blocks_of(stacks):
-            total = scaled(_trim(block, thresholds), weights).sum(axis=0)
+            trimmed = np.where(np.abs(block) >= thresholds[:, None], block, 0)
+            total = scaled(trimmed, weights).sum(axis=0)
             positive += np.count_nonzero(total > 0)
             negative += np.count_nonzero(total < 0)
         return int(positive - negative)
@@ -81,51 +83,29 @@ def ties(
     """
     if statistic is None:
         statistic = first_pass(lambda: [task_vectors], density=density, weights=weights)
-    trimmed = scaled(_trim(task_vectors, statistic.thresholds), weights)
-    elected = np.sign(trimmed.sum(axis=0))
-    undecided = elected == 0
-    merged = _disjoint(trimmed, elected + undecided, weights, aggregate)
+    merged, cancelled = _elected(task_vectors, statistic.thresholds, weights, aggregate)
+    if cancelled and statistic.majority < 0:
+        merged, _ = _elected(task_vectors, statistic.thresholds, weights, aggregate, majority=-1)
     merged *= merged.dtype.type(lam)
-    cancelled = undecided & (merged != 0)  # not just nothing left
-    if cancelled.any() and statistic.majority < 0:
-        rest = scaled(_trim(task_vectors[:, cancelled], statistic.thresholds), weights)
-        merged[cancelled] = lam * _disjoint(rest, -np.ones_like(rest[0]), weights, aggregate)
     return merged
 
 
-def _disjoint(
-    trimmed: Float[np.ndarray, "T n"],
-    gamma: Float[np.ndarray, " n"],
+def _elected(
+    task_vectors: Float[np.ndarray, "T n"],
+    thresholds: Float[np.ndarray, " T"],
     weights: Float[np.ndarray, " T"] | None,
     aggregate: Aggregate,
-) -> Float[np.ndarray, " n"]:
-    """Aggregate the entries whose sign is gamma; overwrites `trimmed`."""
-    trimmed *= gamma
-    agreeing = np.maximum(trimmed, 0, out=trimmed)
-    total: np.ndarray = agreeing.sum(axis=0)
-    total *= gamma
-    if aggregate == "mean":
-        total /= np.maximum(_count(agreeing > 0), 1).astype(total.dtype)
-    elif aggregate == "weighted-mean":
-        shares = scaled(np.sign(agreeing), weights).sum(axis=0)
-        total /= np.where(shares == 0, shares.dtype.type(1), shares)
-    return total
-
-
-def _trim(
-    task_vectors: Float[np.ndarray, "T n"], thresholds: Float[np.ndarray, " T"]
-) -> Float[np.ndarray, "T n"]:
-    """Set to 0 what is below its threshold. To multiply is faster than to choose."""
-    trimmed: np.ndarray = np.empty_like(task_vectors)
-    smallest = thresholds.astype(task_vectors.dtype)
-    for tau, out, threshold in zip(task_vectors, trimmed, smallest, strict=True):
-        np.abs(tau, out=out)
-        np.multiply(tau, out >= threshold, out=out)
-    return trimmed
-
-
-def _count(chosen: np.ndarray) -> np.ndarray:
-    """How many of each column; bytes add up fast, as long as they do not overflow."""
-    T = len(chosen)
-    count: np.ndarray = chosen.view(np.uint8).sum(axis=0, dtype=np.uint8 if T < 256 else np.int64)
-    return count
+    majority: int = 1,
+) -> tuple[Float[np.ndarray, " n"], bool]:
+    """Return the merge, and whether it depends on the majority."""
+    merged = np.empty_like(task_vectors, shape=task_vectors.shape[1:])
+    factors = np.ones(len(task_vectors)) if weights is None else weights
+    cancelled = elect_and_merge(
+        np.ascontiguousarray(task_vectors),
+        thresholds.astype(task_vectors.dtype),
+        factors.astype(task_vectors.dtype),
+        majority,
+        get_args(Aggregate).index(aggregate),
+        merged,
+    )
+    return merged, bool(cancelled)

@@ -78,7 +78,6 @@ def test_a_sample_saves_a_pass_and_never_changes_the_threshold(density, kind):
 
 def test_few_bins_take_more_passes_to_the_same_threshold(monkeypatch):
     monkeypatch.setattr(_selection, "_COUNTERS", 64)
-    monkeypatch.setattr(_selection, "_GATHERED", 100)
     taus = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0))
 
     found = largest_magnitudes(lambda: taus.split(700, dim=1), density=0.1)

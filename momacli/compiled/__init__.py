@@ -1,0 +1,1 @@
+"""Machine code, made of Python when it is first needed."""
