@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from momacli.checkpoint.description import COMPANIONS, CONFIG
+from momacli.checkpoint.description import CONFIG, Description
 from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.head_files import NORMALIZE, is_head
 from momacli.checkpoint.index import read_json
@@ -244,9 +244,13 @@ def _describe(staged: Path, layout: Layout, description: Mapping[str, Any] | Non
             (staged / name).mkdir(exist_ok=True)
             (staged / name / OPEN_CLIP_CONFIG).write_text(text, encoding="utf-8")
     if layout.described_by is not None:
-        for name in (CONFIG, OPEN_CLIP_CONFIG, *COMPANIONS):
-            if (layout.described_by / name).is_file():
-                shutil.copyfile(layout.described_by / name, staged / name)
+        folder = layout.described_by
+        configs = [folder / name for name in (CONFIG, OPEN_CLIP_CONFIG)]
+        beside = Description({}, folder).companions
+        for file in [*filter(Path.is_file, configs), *beside]:
+            copy = staged / file.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 def _index(jobs: Sequence[_Job]) -> str:
