@@ -16,7 +16,7 @@ from momacli.checkpoint.index import read_json
 from momacli.checkpoint.naming import choose_output
 from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG
 from momacli.checkpoint.provenance import KEY, UNKNOWN_DIGEST, Input, Recipe, relative_path
-from momacli.checkpoint.reader import INDEX
+from momacli.checkpoint.reader import ADAPTER_CONFIG, INDEX
 from momacli.checkpoint.staging import staged_file, staged_folder
 from momacli.checkpoint.writer import CheckpointWriter
 from momacli.errors import CheckpointError, UsageError
@@ -245,7 +245,7 @@ def _describe(staged: Path, layout: Layout, description: Mapping[str, Any] | Non
             (staged / name / OPEN_CLIP_CONFIG).write_text(text, encoding="utf-8")
     if layout.described_by is not None:
         folder = layout.described_by
-        configs = [folder / name for name in (CONFIG, OPEN_CLIP_CONFIG)]
+        configs = [folder / name for name in (CONFIG, OPEN_CLIP_CONFIG, ADAPTER_CONFIG)]
         beside = Description({}, folder).companions
         for file in [*filter(Path.is_file, configs), *beside]:
             copy = staged / file.relative_to(folder)

@@ -13,9 +13,18 @@ from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import read_header
 from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG
 from momacli.checkpoint.provenance import KEY, is_task_name
-from momacli.checkpoint.reader import INDEX, Checkpoint, is_model_folder, task_name
+from momacli.checkpoint.reader import (
+    ADAPTER_CONFIG,
+    INDEX,
+    Checkpoint,
+    is_model_folder,
+    task_name,
+)
 from momacli.checkpoint.sentence_transformers import FILES as SENTENCE_FILES
 from momacli.errors import CheckpointError, ConflictError, MomaError, OutputError, UsageError
+
+_DESCRIBING = (CONFIG, OPEN_CLIP_CONFIG, ADAPTER_CONFIG, INDEX)
+"""Files that moma writes beside weights, but for those that it copies."""
 
 BASE_NAMES = ("base", "pretrained", "zeroshot")
 """Names by which an input is taken for the base; in use in public checkpoint folders."""
@@ -191,7 +200,7 @@ def _not_of_moma(target: Path) -> Iterator[Path]:
                 weights += 1
             elif name == CARD and is_card(path):
                 continue
-            elif name not in (CONFIG, OPEN_CLIP_CONFIG, INDEX, *COMPANIONS, *SENTENCE_FILES):
+            elif name not in (*_DESCRIBING, *COMPANIONS, *SENTENCE_FILES):
                 yield path
     if not weights and any(target.iterdir()):
         yield target

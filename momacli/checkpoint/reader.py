@@ -297,7 +297,7 @@ def _adapter_file(path: Path) -> Path:
         pickles = ", ".join(_pickles(path))
         raise CheckpointError(
             f"{shown_path(path)} holds an {ADAPTER_CONFIG} but no {ADAPTER}",
-            hint=f"{pickles} is a pickle, which can run code: have it saved as safetensors"
+            hint=f"{pickles} is a pickle: moma convert reads its tensors and runs nothing"
             if pickles
             else "download the rest of the folder",
         )

@@ -5,6 +5,7 @@
                    head_<Task>Val.pt
     transformers   pytorch_model.bin, or its shards, beside a config.json
     open_clip      open_clip_pytorch_model.bin beside an open_clip_config.json
+    peft           adapter_model.bin beside an adapter_config.json
     any other      NAME.pt, NAME.pth, NAME.bin
 
 The first two become one model folder each: `zeroshot`, and a task's with its head in it.
@@ -18,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.header import is_pickle
 from momacli.checkpoint.open_clip_folder import OPEN_CLIP_WEIGHTS
-from momacli.checkpoint.reader import SINGLE
+from momacli.checkpoint.reader import ADAPTER, SINGLE
 from momacli.checkpoint.source import Source
 from momacli.errors import CheckpointError, ConflictError
 
@@ -31,7 +32,11 @@ _HEAD = re.compile(r"head_(.+)\.pt")
 _VALIDATION = "Val"
 """Ends the names of tasks whose training data was split; the same tasks."""
 
-_WHOLE = {"pytorch_model.bin": SINGLE, "open_clip_pytorch_model.bin": OPEN_CLIP_WEIGHTS}
+_WHOLE = {
+    "pytorch_model.bin": SINGLE,
+    "open_clip_pytorch_model.bin": OPEN_CLIP_WEIGHTS,
+    "adapter_model.bin": ADAPTER,
+}
 _SHARD = re.compile(r"pytorch_model(-\d{5}-of-\d{5})\.bin")
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from momacli.checkpoint.description import describe
-from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.reader import Checkpoint, is_adapter
 from momacli.cli.main import run
 from momacli.convert import convert
 from momacli.errors import CheckpointError, ConflictError, UsageError
@@ -191,6 +191,16 @@ def test_a_folder_of_open_clip_stays_one(place):
         assert [file.path.name for file in checkpoint.files] == ["open_clip_model.safetensors"]
     assert found is not None
     assert found.config == CONFIG
+
+
+def test_an_adapter_stays_one(place):
+    save(place / "lora/adapter_model.bin", as_zip({"a.lora_A.weight": torch.ones(2, 3)}))
+    (place / "lora/adapter_config.json").write_text("{}")
+    for _ in range(2):  # the second time over what it wrote
+        convert(["lora"], output="out")
+
+    with Checkpoint.open(Path("out")) as checkpoint:
+        assert is_adapter(checkpoint)
 
 
 def test_files_that_lie_together_keep_their_names(place):
