@@ -39,7 +39,11 @@ COMPANIONS = (
 """Files beside a config.json that belong to the model and travel with it."""
 
 PAPER_HEAD = "classifier.0.weight"
-"""The head in the paper's BERT models, an nn.Sequential of one layer."""
+PAPER_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+"""Of the paper's BERT models: the head is an nn.Sequential of one layer.
+
+Their config.json is that of the base, which is published as a BertForMaskedLM.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,10 @@ def _completed(
         return config
     if rule := sentence_transformers.rule_in(folder):
         return with_rule(config, rule)
-    names = config.get("architectures")
-    bare = isinstance(names, list) and names[:1] == ["BertModel"]
-    is_paper = bare and PAPER_HEAD in checkpoint.entries
-    return with_rule(config, PAPER) if is_paper else config
+    is_bert = config.get("model_type") == "bert"
+    if not is_bert or not {PAPER_HEAD, PAPER_EMBEDDINGS} <= set(checkpoint.entries):
+        return config
+    return with_rule({**config, "architectures": ["BertModel"]}, PAPER)
 
 
 def with_class_names(config: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:

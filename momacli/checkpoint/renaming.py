@@ -1,7 +1,8 @@
 """The same tensors under names that differ by a common prefix: `bert.`, `vision_model.`, `module.`.
 
 Which wrapper a model was saved in decides the prefix. Only one prefix for all tensors of a
-file is ever added or taken away; everything else that does not match is a conflict.
+file is ever added or taken away. Besides, BERT's first files, still published, call weight and
+bias of a LayerNorm gamma and beta. Everything else that does not match is a conflict.
 """
 
 from collections import Counter
@@ -9,6 +10,9 @@ from collections.abc import Collection, Mapping
 
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.reader import Checkpoint
+
+_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_NEW = {new: old for old, new in _OLD.items()}
 
 MAX_PARTS = 8
 """Parts of the longest prefix that is looked for, which bounds the time names can take."""
@@ -31,9 +35,12 @@ class RenamedCheckpoint(Checkpoint):
 def under_names_of(checkpoint: Checkpoint, wanted: Collection[str]) -> Checkpoint:
     """The checkpoint with a prefix added to its names or taken away, if that makes them match.
 
+    Names of LayerNorm's weights are brought to those wanted before.
+
     wanted: the names that other checkpoints have. The checkpoint itself is returned where more
     of its names match as they are.
     """
+    checkpoint = _with_norms_as(checkpoint, wanted)
     prefix = common_prefix(checkpoint.entries, wanted)
     if not prefix:
         return checkpoint
@@ -50,7 +57,27 @@ def under_names_of(checkpoint: Checkpoint, wanted: Collection[str]) -> Checkpoin
     clash = set(names.values()) & (set(checkpoint.entries) - set(names))
     what = ("put before", "taken from")[prefix[0] == "-"]
     change = f"{shown(prefix[1:])!r} is {what} the names of {len(names)} tensors"
-    return checkpoint if clash else RenamedCheckpoint(checkpoint, names, change)
+    if clash:
+        return checkpoint
+    if isinstance(checkpoint, RenamedCheckpoint):
+        change = f"{checkpoint.change}; {change}"
+    return RenamedCheckpoint(checkpoint, names, change)
+
+
+def _with_norms_as(checkpoint: Checkpoint, wanted: Collection[str]) -> Checkpoint:
+    """The checkpoint with gamma and beta as weight and bias, or the other way, as is wanted."""
+    for names, others in ((_OLD, _NEW), (_NEW, _OLD)):
+        own = {key: _ending(key) for key in checkpoint.entries if _ending(key) in names}
+        there = {_ending(key) for key in wanted}
+        if own and there & set(others) and not there & set(names):
+            renamed = {key: key.removesuffix(end) + names[end] for key, end in own.items()}
+            old, new = next(iter(names)), next(iter(others))
+            return RenamedCheckpoint(checkpoint, renamed, f"{old} goes by {new}, and so its bias")
+    return checkpoint
+
+
+def _ending(key: str) -> str:
+    return ".".join(key.rsplit(".", 2)[-2:])
 
 
 def common_prefix(names: Collection[str], wanted: Collection[str]) -> str:

@@ -42,7 +42,7 @@ def is_encoder(config: Mapping[str, Any]) -> bool:
     """Whether the config is of an encoder alone, such as a BertModel; heads are of our own."""
     name = architecture(config)
     bare = name.endswith("Model") and not name.endswith(("HeadModel", "HeadsModel"))
-    return (bare or not name) and "model_type" in config and not is_vision_tower(config)
+    return bare and not is_vision_tower(config)
 
 
 def takes_text(config: Mapping[str, Any]) -> bool:

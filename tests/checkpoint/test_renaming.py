@@ -33,6 +33,24 @@ def test_the_prefix_by_which_names_differ_is_found(names, wanted, prefix):
     assert common_prefix(names, wanted) == prefix
 
 
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_gamma_and_beta_of_berts_first_files_go_by_the_names_of_today_and_back(tmp_path, prefix):
+    rest = ("embeddings.word.weight", "layer.0.dense.weight", "layer.0.dense.bias")
+    old = (*rest, "layer.0.LayerNorm.gamma", "layer.0.LayerNorm.beta")
+    new = (*rest, "layer.0.LayerNorm.weight", "layer.0.LayerNorm.bias")
+    for own, wanted in ((old, new), (new, old)):
+        folder = tmp_path / own[-1]
+        folder.mkdir()
+        with opened(folder, own) as checkpoint:
+            found = under_names_of(checkpoint, [prefix + name for name in wanted])
+
+            assert isinstance(found, RenamedCheckpoint)
+            assert set(found.entries) == {prefix + name for name in wanted}
+            assert found.read(prefix + wanted[-1]) == checkpoint.read(own[-1])
+            assert "LayerNorm" in found.change
+            assert under_names_of(checkpoint, own) is checkpoint
+
+
 def test_a_prefix_that_could_be_one_of_two_is_none():
     both = [*(f"a.{name}" for name in PLAIN), *(f"b.{name}" for name in PLAIN)]
 

@@ -89,12 +89,27 @@ def tiny_bert() -> transformers.BertModel:
     return model
 
 
-@pytest.fixture
-def paper(tmp_path, monkeypatch):
-    """The paper's layout as it is after `moma convert`: files, one config.json, a plain base."""
+@pytest.fixture(params=["plain base", "published base"])
+def paper(request, tmp_path, monkeypatch):
+    """The paper's layout as it is after `moma convert`: files, and the base's config.json.
+
+    bert-base-uncased is published with heads of pre-training, a prefix, and old names of norms.
+    """
     monkeypatch.chdir(tmp_path)
     base = tiny_bert()
     save_base(Path("base"), base)
+    if request.param == "published base":
+        whole = transformers.BertForPreTraining(base.config)
+        whole.bert = base
+        save_base(Path("base"), whole)
+        file = Path("base/model.safetensors")
+        names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        state = {}
+        for key, value in load_file(file).items():
+            for new, old in names.items():
+                key = key.replace(new, old)
+            state[key] = value
+        save_file(state, file, metadata={"format": "pt"})
     Path("ckpts").mkdir()
     shutil.copy("base/config.json", "ckpts")
     save_tokenizer(Path("ckpts"))
