@@ -270,6 +270,19 @@ def test_saved_modules_of_bare_files_are_heads_without_a_config(place):
     assert any("LoRA adapter of rank 2" in line and "hub/of-the-base" in line for line in told)
 
 
+def test_a_saved_head_of_an_encoder_without_one_is_aligned(place, vit_images):
+    for folder in (place / "adapters").iterdir():
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_mapping": None}))
+
+    merge(sorted((place / "adapters").iterdir()), base="base")
+    unlabeled, steps = vit_images / "unlabeled", Settings(steps=1)
+    report = align("merged", data=unlabeled, settings=steps, pooling="cls", cache="cache")
+
+    assert max(one.logit_difference for one in report.tasks.values()) < 1e-4
+    assert model_of(Path("aligned/dogs"))["classifier.weight"].shape == (5, 16)
+
+
 def test_conflicts_of_all_adapters_are_reported_at_once(place):
     for task in ("cats", "dogs"):
         folder = place / "adapters" / task

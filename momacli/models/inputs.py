@@ -245,9 +245,10 @@ def _head_names(
     """Names of the head's tensors; the result of a merge has none, its experts have."""
     if heads is None or isinstance(checkpoint, MergedCheckpoint):
         return []
-    if isinstance(checkpoint, AdaptedCheckpoint) and description is None and not heads:
-        return list(checkpoint.layout.own)
-    return head_names(description.config if description else None, checkpoint.entries, heads)
+    names = head_names(description.config if description else None, checkpoint.entries, heads)
+    if isinstance(checkpoint, AdaptedCheckpoint) and not names:
+        return list(checkpoint.layout.own)  # what it saved that the base has no place for
+    return names
 
 
 def _fitted(found: Description | None, expert: Expert) -> Description | None:
