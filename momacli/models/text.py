@@ -55,7 +55,8 @@ class TextPreprocessor:
             "token_type_ids": self._tokenizer.pad_token_type_id,
         }
         self.steps = self._steps()
-        self.origin = str(folder) if self._rule.pooling is None else self._rule.origin
+        said = "" if self._rule == FeatureRule() else f", features by {self._rule.origin}"
+        self.origin = f"{folder}{said}"
         self.padding = Padding(values, left=self._tokenizer.padding_side == "left")
 
     def __call__(

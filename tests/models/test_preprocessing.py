@@ -69,14 +69,14 @@ def test_a_folder_without_a_processor_says_what_to_do(tmp_path):
             FeatureRule("masked-mean", normalize=True, max_length=9, origin="1_Pooling/config"),
             "cut to 9 tokens, padded to the longest of a batch, features are the encoder's "
             "output (the mean of all positions but padding), normalised",
-            "1_Pooling/config",
+            "., features by 1_Pooling/config",
         ),
         (
             PAPER,
             "cut to 32 tokens, [CLS] first half [SEP] second half [SEP], padded to that, features "
             "are the encoder's output (the mean of all positions, padding included, without an "
             "attention mask)",
-            "the layout of the paper's BERT models",
+            "., features by the layout of the paper's BERT models",
         ),
     ],
 )  # fmt: skip
