@@ -110,6 +110,11 @@ def _layout(places: Sequence[Path]) -> Layout:
         raise UsageError(
             "expected pickles, or one folder of them", details=folders, hint="name the files"
         )
+    for place in places:
+        if not place.exists():
+            raise CheckpointError(
+                f"{shown_path(place)} does not exist", hint="check the path and its spelling"
+            )
     return Layout(plain_items(places))
 
 
@@ -224,9 +229,8 @@ def _description(
         return content
     from momacli.models.open_clip import named_config
 
-    names = [name.name for job in jobs for name in job.model.globals]
-    whole = any("resblocks" in name for job in jobs for name in job.model.found.tensors)
-    quick = "QuickGELU" in names if whole and "GELU" in [*names, "QuickGELU"] else None
+    names = {name.name for job in jobs for name in job.model.globals}
+    quick = "QuickGELU" in names if names & {"QuickGELU", "GELU"} else None
     found = named_config(layout.architecture, quick_gelu=quick)
     if found is None:
         notes.append(

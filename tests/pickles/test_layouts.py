@@ -140,6 +140,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(place):
     ):
         with pytest.raises(error, match=words):
             convert(inputs, output="out")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        convert(["missing"], output="out", config="open_clip_config.json")
     with pytest.raises(UsageError, match="one file"):
         convert(["a/one"], output="out.safetensors")
 
