@@ -67,6 +67,10 @@ class HashedFile:
                 remember_digest(self._source.state, self._digest)
         return self._digest
 
+    def take_digest(self, digest: str) -> None:
+        """Take over the SHA-256 that another process found."""
+        self._digest = digest
+
     def hash_anew(self) -> None:
         """Take the SHA-256 of every byte that is there, whatever was remembered of the file."""
         self._hash_up_to(self.size)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,6 +75,14 @@ class MultiTaskWriter:
         """Append values to a head tensor of one task, by the tensor's own name."""
         writer, named = self._heads[task]
         writer.append(named(name), values)
+
+    def files(self) -> list[Path]:
+        """Where the files of the encoder are, while they are being written."""
+        return self._encoder.files()
+
+    def leave_to_others(self, names: Iterable[str]) -> None:
+        """Take these encoder tensors for written: another process has put them in place."""
+        self._encoder.leave_to_others(names)
 
     def finish(self, recipe: Recipe) -> None:
         """Record the final recipe; its text has the length of the one given at the start."""

@@ -60,6 +60,10 @@ class Tolerated:
         if entries:
             self._found[name, key, start] = entries
 
+    def join(self, other: "Tolerated") -> None:
+        """Take in what was found in other tensors of the same files."""
+        self._found |= other._found
+
     def remarks(self) -> list[str]:
         """One line a file: how much of it was not finite, in which tensors."""
         tables: dict[str, Counter[str]] = {}

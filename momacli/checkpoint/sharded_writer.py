@@ -38,6 +38,15 @@ class ShardedWriter:
         """Append values to a tensor, as a CheckpointWriter does."""
         self._writers[name].append(name, values)
 
+    def files(self) -> list[Path]:
+        """Where the files are, while they are being written."""
+        return list(dict.fromkeys(writer.path for writer in self._writers.values()))
+
+    def leave_to_others(self, names: Iterable[str]) -> None:
+        """Take these tensors for written: another process has put them in their places."""
+        for name in names:
+            self._writers[name].leave_to_others([name])
+
     def replace_metadata(self, metadata: Mapping[str, str]) -> None:
         """Replace these values of every file's metadata, by ones of the same length."""
         for writer in {id(item): item for item in self._writers.values()}.values():

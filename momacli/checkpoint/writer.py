@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import DTYPE_BITS, MAX_HEADER_BYTES
@@ -61,6 +61,7 @@ class CheckpointWriter:
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]):
         ordered = aligned(specs)
+        self.path = path
         self._specs = {spec.name: spec for spec in ordered}
         if len(self._specs) < len(ordered):
             raise ValueError("two tensors have the same name")
@@ -87,16 +88,7 @@ class CheckpointWriter:
         Several calls may bring one tensor in parts. Elements of four or six bits are given as
         their bytes.
         """
-        import numpy as np
-
-        from momacli.checkpoint.arrays import array_dtype, as_array, is_held
-
-        code = self._specs[name].dtype
-        expected = array_dtype(code if is_held(code) else "U8", name)
-        plain = values if isinstance(values, np.ndarray) else as_array(values)
-        if plain.dtype != expected:
-            raise ValueError(f"{name}: expected {expected}, found {plain.dtype}")
-        buffer = np.ascontiguousarray(plain).reshape(-1).view(np.uint8).data
+        buffer = as_bytes(name, self._specs[name].dtype, values)
         if self._next[name] + len(buffer) > self._stop[name]:
             raise ValueError(f"{name}: more values than its shape has")
         self._write(buffer, self._next[name])
@@ -116,11 +108,17 @@ class CheckpointWriter:
         if missing:
             raise ValueError(f"not written in full: {', '.join(missing)}")
 
+    def files(self) -> list[Path]:
+        """Where the file is, while it is being written."""
+        return [self.path]
+
+    def leave_to_others(self, names: Iterable[str]) -> None:
+        """Take these tensors for written: another process has put them in their places."""
+        for name in names:
+            self._next[name] = self._stop[name]
+
     def _write(self, buffer: memoryview, offset: int) -> None:
-        self._file.seek(offset)
-        done = 0
-        while done < len(buffer):
-            done += self._file.write(buffer[done : done + _PART])
+        write_at(self._file, buffer, offset)
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -136,6 +134,30 @@ class CheckpointWriter:
         else:
             with contextlib.suppress(OSError):  # the first error is the one to be seen
                 self._file.close()
+
+
+def as_bytes(name: str, code: str, values: "Tensor | Array") -> memoryview:
+    """The bytes of values of a format type; those of four or six bits are given as bytes.
+
+    Raises ValueError for values of another type.
+    """
+    import numpy as np
+
+    from momacli.checkpoint.arrays import array_dtype, as_array, is_held
+
+    expected = array_dtype(code if is_held(code) else "U8", name)
+    plain = values if isinstance(values, np.ndarray) else as_array(values)
+    if plain.dtype != expected:
+        raise ValueError(f"{name}: expected {expected}, found {plain.dtype}")
+    return np.ascontiguousarray(plain).reshape(-1).view(np.uint8).data
+
+
+def write_at(file: IO[bytes], buffer: memoryview, offset: int) -> None:
+    """Write all of a buffer to a place in an unbuffered file."""
+    file.seek(offset)
+    done = 0
+    while done < len(buffer):
+        done += file.write(buffer[done : done + _PART])
 
 
 def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
@@ -158,6 +180,7 @@ def _header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
 
 def _reserve(descriptor: int, size: int) -> None:
     """Take the space now: a full disk shows before the work, not after it."""
+    os.ftruncate(descriptor, size)
     if not hasattr(os, "posix_fallocate"):
         return
     try:

@@ -27,6 +27,11 @@ def plain(text: str) -> str:
     return shown(text, limit=len(text))
 
 
+def is_follower() -> bool:
+    """Whether this is one of several processes that torchrun started, and not the first."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+
+
 def say_error(error: MomaError) -> None:
     """Print an error: what happened, indented details, and what to do."""
     say(f"error: {error.message}")

@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from momacli.cli.console import amount, duration, is_terminal, plain, say
-from momacli.progress import Listener, Notice, Progress
+from momacli.cli.console import amount, duration, is_follower, is_terminal, plain, say
+from momacli.progress import Listener, Notice, Progress, ignore
 
 FIRST, INTERVAL = 1.0, 10.0
 """Seconds until the first line of a stage where there is no terminal, and between lines."""
@@ -15,7 +15,9 @@ FIRST, INTERVAL = 1.0, 10.0
 @contextmanager
 def listening() -> Iterator[Listener]:
     """Give a listener to pass to a verb; what it shows is finished when the block ends."""
-    if is_terminal(sys.stderr):
+    if is_follower():
+        yield ignore  # the first process speaks for all
+    elif is_terminal(sys.stderr):
         with _bar() as listener:
             yield listener
     else:

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -19,6 +20,10 @@ _SIGNALS = [
 
 _NO_MEMORY = ("can't allocate memory", "out of memory")
 """How torch's errors, which are plain RuntimeErrors, say it."""
+
+
+_WAIT = 10.0
+"""Seconds that a process which another speaks for waits; torchrun ends it sooner."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -56,12 +61,21 @@ def run(arguments: Sequence[str]) -> int:
         known = _explained(error)
         if known is None:
             raise  # a bug in moma: its traceback is what a report needs
-        from momacli.cli.console import say_error
+        from momacli.cli.console import is_follower, say_error
 
         if isinstance(error, OSError):
             _drop_stdout()
-        say_error(known)
+        if is_follower() and not _has_begun():
+            time.sleep(_WAIT)  # the first process says the same, if it is not ended before
+        else:
+            say_error(known)
         return known.exit_code
+
+
+def _has_begun() -> bool:
+    """Whether this process has met the others, and so may fail by itself."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and bool(distributed.is_initialized())
 
 
 def _invoke(arguments: Sequence[str]) -> int:

@@ -253,8 +253,10 @@ def _repeat(made: str, output: str | None, writing: Mapping[str, Any], *, as_jso
 
 
 def _show(report: "MergeReport", *, as_json: bool) -> None:
-    from momacli.cli.console import print_json, print_path, say
+    from momacli.cli.console import is_follower, print_json, print_path, say
 
+    if is_follower():
+        return
     summary = summary_lines(report)
     if report.dry_run and not as_json:
         print("\n".join(summary))

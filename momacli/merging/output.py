@@ -3,13 +3,14 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from momacli.checkpoint.blocks import bytes_to_read, read_head
 from momacli.checkpoint.escaping import shown
+from momacli.checkpoint.joined_writer import JoinedWriter, joined_writer
 from momacli.checkpoint.multitask_writer import (
     MultiTaskWriter,
     Sink,
@@ -18,19 +19,22 @@ from momacli.checkpoint.multitask_writer import (
     multitask_writer,
 )
 from momacli.checkpoint.naming import choose_output
+from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import Expert
 from momacli.checkpoint.provenance import Recipe, input_path, record_input, relative_path
-from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.reader import Checkpoint, TensorFile
 from momacli.checkpoint.sharded_writer import parse_size
 from momacli.checkpoint.staging import staged_folder
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError, UsageError
 from momacli.merging.prepare import Merging
+from momacli.merging.ranks import Ranks
 from momacli.models.layout import is_classifier, is_vision_tower
 from momacli.progress import Listener, Notice, ignore
-from momacli.recipes.computed import on_disk
+from momacli.recipes.computed import files_of, on_disk
 from momacli.recipes.described import described_as, with_vocabulary
 from momacli.recipes.steps import with_option
+from momacli.statistics.suspicion import Suspicion
 
 MAX_SHARD_SIZE = "50GB"
 """As transformers 5 has it: the largest single file that model hubs take."""
@@ -141,7 +145,8 @@ def _write_each(
     report = _joined([job.report() for job in jobs.values()], target, merging)
     if dry_run:
         return replace(report, dry_run=True, seconds=time.monotonic() - started)
-    with staged_folder(target) as staged:
+    leads = Ranks.here().number == 0
+    with staged_folder(target) if leads else nullcontext(target) as staged:
         shares = [
             replace(job, target=staged / name).run(as_folder=as_folders, listener=listener)
             for name, job in jobs.items()
@@ -265,17 +270,67 @@ def said_of_itself(merging: Merging, place: Path) -> tuple[Recipe, Sequence[Task
 
 def compute(merging: Merging, sink: Sink, listener: Listener) -> int:
     """Hand all tensors of the output to `sink`; returns how many merged values changed."""
-    plan = merging.work.plan
+    seen = Suspicion(len(merging.work.plan.experts))
+    changed = _compute_merged(merging, sink, listener, seen)
+    _hand_over_the_rest(merging, sink)
+    _say(merging, seen, listener)
+    return changed
+
+
+def _compute_merged(
+    merging: Merging,
+    sink: Sink | JoinedWriter,
+    listener: Listener,
+    seen: Suspicion,
+    share: Sequence[TensorSpec] | None = None,
+) -> int:
     changed = 0
-    for part in merging.work.parts(listener):
+    for part in merging.work.parts(listener, seen, share):
         sink.append(part.name, part.values)
         changed += part.changed
+    return changed
+
+
+def _say(merging: Merging, seen: Suspicion, listener: Listener) -> None:
+    plan = merging.work.plan
+    remarks = [*seen.remarks([shown(expert.name) for expert in plan.experts])]
+    for remark in remarks + (plan.tolerated.remarks() if plan.tolerated else []):
+        listener(Notice(remark))
+
+
+def _hand_over_the_rest(merging: Merging, sink: Sink) -> None:
+    """What is not merged: tensors of the base, and the heads."""
+    plan = merging.work.plan
     for spec in plan.copied:
         sink.append(spec.name, plan.base.read_array(spec.name))
     for expert in merging.tasks:
         for own, key in expert.heads.items():
             sink.append_head(expert.name, own, read_head(expert, key, plan.tolerated))
-    return changed
+
+
+def _input_files(merging: Merging) -> list[TensorFile]:
+    """All files that are read, each once, in an order that is always the same."""
+    plan = merging.work.plan
+    checkpoints = (plan.base, *(expert.checkpoint for expert in plan.experts))
+    leaves = [leaf for checkpoint in checkpoints for leaf in files_of(checkpoint)]
+    return list(dict.fromkeys(file for leaf in leaves for file in leaf.files))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one of several processes tells the others."""
+
+    changed: int
+    seen: Suspicion
+    tolerated: Tolerated | None
+    digests: Mapping[int, str]  # of input files, by their number
+
+    @classmethod
+    def of(cls, merging: Merging, ranks: Ranks, changed: int, seen: Suspicion) -> "_Found":
+        """Hash this process's part of the input files."""
+        files = list(enumerate(_input_files(merging)))[ranks.number :: ranks.count]
+        digests = {number: file.sha256() for number, file in files}
+        return cls(changed, seen, merging.work.plan.tolerated, digests)
 
 
 @dataclass(frozen=True)
@@ -318,12 +373,49 @@ class _Job:
     def run(self, *, as_folder: bool, listener: Listener) -> float:
         """Write the output; returns the share of merged parameters that changed."""
         plan = self.merging.work.plan
-        with self._writer(as_folder) as writer:
-            changed = compute(self.merging, writer, listener)
-            writer.finish(self.recipe(digests=True))
-        for remark in plan.tolerated.remarks() if plan.tolerated else ():
-            listener(Notice(remark))
+        ranks = Ranks.here()
+        if ranks.number:
+            changed = self._join(ranks, listener)
+        else:
+            with self._writer(as_folder) as writer:
+                if ranks.count == 1:
+                    changed = compute(self.merging, writer, listener)
+                else:
+                    changed = self._lead(ranks, writer, listener)
+                writer.finish(self.recipe(digests=True))
         return changed / max(1, sum(spec.elements for spec in plan.merged))
+
+    def _lead(self, ranks: Ranks, writer: MultiTaskWriter, listener: Listener) -> int:
+        """Compute a share; let the other processes put theirs in the same files."""
+        plan = self.merging.work.plan
+        ranks.from_first(writer.files())
+        seen, own = Suspicion(len(plan.experts)), ranks.share(plan.merged)
+        changed = _compute_merged(self.merging, writer, listener, seen, own)
+        _hand_over_the_rest(self.merging, writer)
+        known = {spec.name for spec in own}
+        found = ranks.all_of(_Found.of(self.merging, ranks, changed, seen))
+        writer.leave_to_others(spec.name for spec in plan.merged if spec.name not in known)
+        files = _input_files(self.merging)
+        for other in found[1:]:
+            seen.join(other.seen)
+            if plan.tolerated and other.tolerated:
+                plan.tolerated.join(other.tolerated)
+            for number, digest in other.digests.items():
+                files[number].take_digest(digest)
+        _say(self.merging, seen, listener)
+        return sum(each.changed for each in found)
+
+    def _join(self, ranks: Ranks, listener: Listener) -> int:
+        """Compute a share, and put it in the files that the first process has made."""
+        plan = self.merging.work.plan
+        files: list[Path] = ranks.from_first(None)
+        seen = Suspicion(len(plan.experts))
+        with joined_writer(files) as writer:
+            own = ranks.share(plan.merged)
+            changed = _compute_merged(self.merging, writer, listener, seen, own)
+        return sum(
+            each.changed for each in ranks.all_of(_Found.of(self.merging, ranks, changed, seen))
+        )
 
     def _writer(self, as_folder: bool) -> AbstractContextManager[MultiTaskWriter]:
         plan = self.merging.work.plan

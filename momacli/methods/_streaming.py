@@ -22,12 +22,11 @@ from momacli.checkpoint.blocks import (
     rounded,
     spans,
 )
-from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.writer import TensorSpec
 from momacli.methods._catalog import Method
 from momacli.methods._settings import TensorSettings
-from momacli.progress import Listener, Notice, Progress
+from momacli.progress import Listener, Progress
 from momacli.statistics.suspicion import Suspicion
 
 if TYPE_CHECKING:
@@ -97,23 +96,30 @@ class StreamedMerge:
         passes = 3 if self.method.first_pass is not None and self.scope == "global" else 1
         return _START + passes * sum(bytes_to_read(self.plan).values()) / _RATE
 
-    def parts(self, listener: Listener) -> Iterator[Part]:
+    def parts(
+        self,
+        listener: Listener,
+        suspicion: Suspicion | None = None,
+        share: Sequence[TensorSpec] | None = None,
+    ) -> Iterator[Part]:
         """Compute the merged tensors, in the order of the plan.
+
+        suspicion: is shown what passes by.
+        share: the only tensors to compute, of those merged.
 
         Raises ConflictError where an input or the result is not finite.
         """
-        sizes = bytes_to_read(self.plan)
+        wanted = self.plan.merged if share is None else share
+        table = bytes_to_read(self.plan)
         statistics = self.statistics(listener)
-        for checkpoint in (self.plan.base, *(item.checkpoint for item in self.plan.experts)):
-            checkpoint.start_hash()
-        read = 0.0
-        suspicion = Suspicion(len(self.plan.experts))
-        for span, part in self._parts(self.plan.merged, statistics, suspicion):
+        if share is None:
+            for checkpoint in (self.plan.base, *(item.checkpoint for item in self.plan.experts)):
+                checkpoint.start_hash()
+        read, total = 0.0, sum(table[spec.name] for spec in wanted)
+        for span, part in self._parts(wanted, statistics, suspicion):
             yield part
-            read += sizes[part.name] * span.length / span.spec.elements
-            listener(Progress("merging", round(read), sum(sizes.values()), "bytes"))
-        for remark in suspicion.remarks([shown(expert.name) for expert in self.plan.experts]):
-            listener(Notice(remark))
+            read += table[part.name] * span.length / span.spec.elements
+            listener(Progress("merging", round(read), total, "bytes"))
 
     def settings_of(self, name: str) -> TensorSettings:
         """The options and weights that one tensor is merged with."""

@@ -40,6 +40,13 @@ class Suspicion:
         self._squares += share * np.square(sampled).sum(axis=1)
         self._base_square += share * float(np.square(base).sum())
 
+    def join(self, other: "Suspicion") -> None:
+        """Take in what was seen of other tensors of the same models."""
+        self._zero &= other._zero
+        self._same &= other._same
+        self._squares = self._squares + other._squares
+        self._base_square += other._base_square
+
     def remarks(self, names: Sequence[str]) -> Iterator[str]:
         """What was noticed, and what it probably means. The base's norm of 0 tells nothing."""
         for t, name in enumerate(names):
