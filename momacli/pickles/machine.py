@@ -23,6 +23,7 @@ _COPIED = 1 << 12
 _LONGEST_LINE = 1 << 16
 _LONGEST_TEXT = 1 << 30
 _DEEPEST_KEY = 8
+_LONGEST_KEY = 1 << 10
 
 Rebuild = Callable[[Global, tuple[object, ...]], object]
 """Makes something of a call, from the function's or class's name and the arguments."""
@@ -260,13 +261,24 @@ def _expect(kind: type, value: Any) -> Any:
     return value
 
 
-def _as_key(key: object, depth: int = 0) -> object:
-    """A key, if it is one that can be hashed; the hash of deeply nested tuples ends the process."""
-    if isinstance(key, tuple):
-        if depth >= _DEEPEST_KEY:
-            raise MalformedError("a key in it is nested too deeply")
-        for item in key:
-            _as_key(item, depth + 1)
-    elif isinstance(key, list | dict):
-        raise MalformedError("a key in it cannot be one")
-    return key
+def _as_key(key: object) -> object:
+    """A key, if it is one that can be hashed in no time.
+
+    The hash of deeply nested tuples ends the process; that of tuples of the same tuple many
+    times, level upon level, takes forever.
+    """
+    level, count = [key], 0
+    for _ in range(_DEEPEST_KEY):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, list | dict):
+                raise MalformedError("a key in it cannot be one")
+            if isinstance(item, tuple):
+                count += len(item)
+                if count > _LONGEST_KEY:
+                    raise MalformedError("a key in it has too many parts")
+                inner += item
+        if not inner:
+            return key
+        level = inner
+    raise MalformedError("a key in it is nested too deeply")

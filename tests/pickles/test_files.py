@@ -141,6 +141,7 @@ def test_programs_made_by_hand_do_nothing(program, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
 
 
+WIDER = b"".join(b"(%stq%c" % (b"h%c" % i * 200, i + 1) for i in range(8))
 DOUBLED = b"q%c](h%ch%ce"
 
 
@@ -184,6 +185,10 @@ BOMBS = {
     "a negative length": b"\x80\x04T" + struct.pack("<i", -5) + b".",
     "a far memo": b"\x80\x04]r" + struct.pack("<I", (1 << 32) - 1) + b".",
     "nested tuples as a key": b"\x80\x04})" + b"\x85" * 30_000 + b"K\x01s.",
+    "tuples of the same tuple many times, in levels, as a key": b"\x80\x04}K\x01q\x00"
+    + b"".join(b"(" + b"h%c" % i * 500 + b"tq%c" % (i + 1) for i in range(7))
+    + b"Ns.",
+    "a key that takes forever to hash": b"\x80\x04}K\x01q\x00" + WIDER + b"K\x02s.",
     "nested lists": b"\x80\x04" + b"]" * 30_000 + b"a" * 29_999 + b".",
     "doubled lists": b"\x80\x04]"
     + b"".join(b"q%c](h%ch%ce" % ((i,) * 3) for i in range(60))
