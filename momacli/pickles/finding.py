@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from momacli.checkpoint.escaping import shown
+from momacli.checkpoint.header import MAX_HEADER_BYTES
 from momacli.pickles.arrays import array_view
 from momacli.pickles.values import Global, Instance, TensorView, Unsupported
 from momacli.pickles.window import MalformedError
@@ -22,8 +23,10 @@ _OF_EVERY_MODULE = ("training", "in_features", "out_features")
 """Attributes that torch's own modules have; those that begin with an underscore are, too."""
 
 _DEEPEST = 200
-_MOST_NODES = 1_000_000
+_MOST_VALUES = 20_000_000
 _LONGEST_NOTE = 256
+_ENTRY = 60
+"""Bytes that a tensor takes in the header of a safetensors file besides its name."""
 
 
 class AmbiguousError(MalformedError):
@@ -99,19 +102,24 @@ class _Search:
         """attributes: whether to look into those of objects, too, and what they were made of."""
         self._attributes = attributes
         self._without: set[int] = set()
-        self._left = _MOST_NODES
+        self._with: set[int] = set()
+        self._left = _MOST_VALUES
 
     def finds_model_in(self, value: object) -> bool:
         """Whether there is a model in a value. Raises MalformedError where the work never ends."""
+        if id(value) in self._with or id(value) in self._without:
+            return id(value) in self._with
         pending, seen = [value], {id(value)}
         while pending:
             item = pending.pop()
-            self._left -= 1
-            if self._left < 0:
-                raise MalformedError(f"it has more than {_MOST_NODES} values to look through")
             if _is_model(item):
+                self._with.add(id(value))
                 return True
-            for inner in self._inside(item):
+            inside = list(self._inside(item))
+            self._left -= 1 + len(inside)
+            if self._left < 0:
+                raise MalformedError(f"it has more than {_MOST_VALUES} values to look through")
+            for inner in inside:
                 if id(inner) not in seen and id(inner) not in self._without:
                     seen.add(id(inner))
                     if isinstance(inner, dict | list | tuple | Instance | TensorView | Unsupported):
@@ -175,28 +183,30 @@ def _model(value: object, entry: str) -> Found:
 def _tensors_of(module: object) -> Iterator[tuple[str, object]]:
     """The parameters and persistent buffers of a module, named as its state_dict has them."""
     pending: list[tuple[str, object, int]] = [("", module, 0)]
-    for _ in range(_MOST_NODES):
-        if not pending:
-            return
+    left = MAX_HEADER_BYTES  # a module that is there many times multiplies names
+    while pending:
         prefix, item, depth = pending.pop()
         if depth > _DEEPEST or not isinstance(item, Instance):
             raise MalformedError("a module in it is none, or its modules are nested too deeply")
         attributes = item.attributes
         passing = _table(attributes.get("_non_persistent_buffers_set"))
         hidden = {*passing, *passing.values()}
+        left -= len(passing)
         for group in ("_parameters", "_buffers"):
             for name, value in _table(attributes.get(group)).items():
+                left -= len(prefix) + len(name) + _ENTRY
+                if left < 0:
+                    raise MalformedError("the names of its tensors are longer than a file can hold")
                 if value is not None and not (group == "_buffers" and name in hidden):
                     if _tensor(value) is None:
                         value = Unsupported("not known: a tensor of a class of its own")
                     yield prefix + name, value
-        inner = [
-            (f"{prefix}{name}.", value, depth + 1)
-            for name, value in _table(attributes.get("_modules")).items()
-            if value is not None
-        ]
-        pending += reversed(inner)
-    raise MalformedError(f"it has more than {_MOST_NODES} modules")
+        for name, value in reversed(list(_table(attributes.get("_modules")).items())):
+            left -= len(prefix) + len(name) + _ENTRY
+            if value is not None and left >= 0:
+                pending.append((f"{prefix}{name}.", value, depth + 1))
+        if left < 0:
+            raise MalformedError("the names of its modules are longer than a file can hold")
 
 
 def _others(

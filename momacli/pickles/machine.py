@@ -24,6 +24,8 @@ _LONGEST_LINE = 1 << 16
 _LONGEST_TEXT = 1 << 30
 _DEEPEST_KEY = 8
 _LONGEST_KEY = 1 << 10
+_SMALLEST_SAME_HASH = (1 << 61) - 1
+"""From here on numbers have the hashes of smaller ones; a table of such takes forever."""
 
 Rebuild = Callable[[Global, tuple[object, ...]], object]
 """Makes something of a call, from the function's or class's name and the arguments."""
@@ -271,7 +273,8 @@ def _as_key(key: object) -> object:
     for _ in range(_DEEPEST_KEY):
         inner: list[object] = []
         for item in level:
-            if isinstance(item, list | dict):
+            large = isinstance(item, int) and abs(item) >= _SMALLEST_SAME_HASH
+            if large or isinstance(item, list | dict):
                 raise MalformedError("a key in it cannot be one")
             if isinstance(item, tuple):
                 count += len(item)

@@ -189,7 +189,7 @@ BOMBS = {
     + b"".join(b"(" + b"h%c" % i * 500 + b"tq%c" % (i + 1) for i in range(7))
     + b"Ns.",
     "a key that takes forever to hash": b"\x80\x04}K\x01q\x00" + WIDER + b"K\x02s.",
-    "nested lists": b"\x80\x04" + b"]" * 30_000 + b"a" * 29_999 + b".",
+    "nested lists": b"\x80\x04" + b"]" * 9000 + b"a" * 8999 + b".",
     "doubled lists": b"\x80\x04]"
     + b"".join(b"q%c](h%ch%ce" % ((i,) * 3) for i in range(60))
     + b".",
@@ -289,7 +289,7 @@ def test_cut_or_flipped_files_are_errors_that_name_the_file(form, tmp_path):
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     content = FORMS[form]({"model": model, "epoch": 3, "names": ["a", (1, 2.5, None)]})
     refused = 0
-    for number in range(400):
+    for number in range(200):
         changed = bytearray(content)
         if number % 4 == 0:
             changed = changed[: draw.randrange(len(content))]
@@ -302,7 +302,7 @@ def test_cut_or_flipped_files_are_errors_that_name_the_file(form, tmp_path):
         except MomaError as error:
             refused += "in.pt" in error.message
 
-    assert refused > 150
+    assert refused > 75
     assert {path.name for path in tmp_path.iterdir()} <= {"in.pt", "out.safetensors"}
 
 

@@ -178,3 +178,21 @@ def test_tensors_that_torch_negates_or_conjugates_when_used_are_not_taken_as_the
         assert value.is_conj() or value.is_neg()
         with pytest.raises(CheckpointError, match="cannot hold"):
             run({"w": value})
+
+
+def test_modules_that_are_there_many_times_do_not_multiply_without_end(run, monkeypatch):
+    monkeypatch.setattr("momacli.pickles.finding.MAX_HEADER_BYTES", 1 << 20)
+    module: nn.Module = nn.Linear(1, 1)
+    for _ in range(40):
+        module = nn.Sequential(module, module)
+
+    with pytest.raises(CheckpointError, match="names of its"):
+        run(module)
+
+
+def test_values_that_are_there_many_times_are_looked_through_once(run):
+    many = [None] * 100_000
+    value = {f"e{number}": [many, number] for number in range(1000)} | {"model": W}
+    tensors, _, _ = run(value, "plain")
+
+    assert sorted(tensors) == ["bias", "weight"]
