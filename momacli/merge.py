@@ -9,9 +9,10 @@ from typing import Any
 from momacli.checkpoint.naming import find_base, named_inputs
 from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import Vocab
+from momacli.errors import UsageError
 from momacli.merging.output import MergeReport, write
 from momacli.merging.prepare import Scope, prepare
-from momacli.methods._catalog import known_method
+from momacli.methods._catalog import known_method, load_method
 from momacli.progress import Listener, ignore
 from momacli.recipes.rules import Rule
 
@@ -35,6 +36,7 @@ def merge(
     max_shard_size: str | None = None,
     other_base: bool = False,
     allow_nonfinite: bool = False,
+    device: str = "cpu",
     force: bool = False,
     dry_run: bool = False,
     listener: Listener = ignore,
@@ -64,12 +66,19 @@ def merge(
     other_base: let task vectors be added to another base than they were taken from.
     allow_nonfinite: take entries that are NaN or infinity in an input from the base, and name
         them in Notices, instead of refusing the input.
+    device: auto, cpu or cuda, for methods that compute on matrices. Another device rounds
+        otherwise in the last bits.
     force: replace an existing output even if moma did not write it.
 
     Raises ConflictError listing all that does not fit, before any data is read, and other
     MomaErrors; nothing is written then.
     """
     started = time.monotonic()
+    if device != "cpu" and not load_method(method).computes_on_matrices:
+        raise UsageError(
+            f"method {method} works entry by entry, faster than a GPU could be fed",
+            hint="leave --device out",
+        )
     known_method(method)  # an unknown one is refused before any file is looked at
     with ExitStack() as stack:
         found_base, named = find_base(named_inputs(inputs), base)
@@ -89,6 +98,7 @@ def merge(
             config=Path(config) if config else None,
             tolerated=Tolerated() if allow_nonfinite else None,
             vocab=vocab,
+            device=device,
             listener=listener,
         )
         return write(

@@ -73,6 +73,7 @@ def merge_recipe(
     max_shard_size: str | None = None,
     other_base: bool = False,
     allow_nonfinite: bool = False,
+    device: str = "cpu",
     force: bool = False,
     dry_run: bool = False,
     listener: Listener = ignore,
@@ -81,6 +82,7 @@ def merge_recipe(
 
     recipe: read already, or the path of a recipe.toml or of a mergekit configuration.
     output: in place of the recipe's; otherwise as for `merge`.
+    device: for the steps whose methods compute on matrices.
     max_shard_size, other_base, allow_nonfinite, force, dry_run: as for `merge`.
 
     Raises MomaErrors as `merge` does, and UsageError for what is wrong in the recipe.
@@ -92,7 +94,7 @@ def merge_recipe(
         listener(Notice(note))
     with ExitStack() as stack:
         tolerated = Tolerated() if allow_nonfinite else None
-        merging = _Chain(stack, recipe, tolerated, listener).last()
+        merging = _Chain(stack, recipe, tolerated, listener, device=device).last()
         return write(
             merging,
             output if output is not None else recipe.output,
@@ -233,11 +235,14 @@ class _Chain:
         tolerated: Tolerated | None,
         listener: Listener,
         opened: Mapping[tuple[str, Path], Checkpoint] = MappingProxyType({}),
+        *,
+        device: str = "cpu",
     ):
         self._stack = stack
         self._tolerated = tolerated
         self._recipe = recipe
         self._listener = listener
+        self._device = device
         self._opened = dict(opened)  # by name and path
         self._results: dict[str, MergedCheckpoint] = {}
 
@@ -272,6 +277,7 @@ class _Chain:
             config=self._recipe.config,
             tolerated=self._tolerated,
             vocab=self._recipe.vocab,
+            device=self._device,
         )
 
     def _result(self, step: Step) -> MergedCheckpoint:

@@ -803,3 +803,46 @@ def test_a_recipe_that_is_no_recipe_is_an_error_of_its_file(tmp_path):
 
         with pytest.raises(MomaError, match=r"x\.safetensors"):
             merge(inputs, output=tmp_path / "out.safetensors")
+
+
+# the device
+
+
+def test_the_task_vectors_of_methods_of_matrices_go_to_the_device(tmp_path, monkeypatch):
+    paths = write(tmp_path, **random_models("one", "two"))
+    original, devices = torch.Tensor.to, []
+
+    def watched(self, *arguments, **options):
+        devices.append(arguments[0])
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+
+    merge(paths, method="iso-c", device="cpu:0")
+
+    assert devices.count("cpu:0") == 3  # one for each tensor
+
+
+def test_a_device_is_refused_where_it_would_be_ignored_or_is_not_there(tmp_path):
+    paths = write(tmp_path, **random_models("one", "two"))
+
+    with pytest.raises(UsageError, match="entry by entry"):
+        merge(paths, method="ties", device="cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(MomaError, match="no usable CUDA device"):
+            merge(paths, method="iso-c", device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "method", ["iso-c", "iso-cts", "tsv-m", "wudi", "orthomerge", "directional"]
+)
+def test_a_gpu_gives_the_merge_of_the_processor(tmp_path, method):
+    paths = write(tmp_path, **random_models("one", "two"))
+
+    there = merge(paths, method=method, device="cuda", output=tmp_path / "gpu.safetensors")
+    here = merge(paths, method=method, output=tmp_path / "cpu.safetensors")
+
+    expected = load_file(here.output)
+    for key, value in load_file(there.output).items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from momacli.cli.options import AsJson, Force
 from momacli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -151,15 +152,18 @@ def merge(
             help="Take entries that are NaN or infinity in an input from the base, and name them.",
         ),
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an output that moma did not write.")
-    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda",
+            help="Of methods that compute on matrices, such as iso-c, tsv-m, wudi and orthomerge.",
+        ),
+    ] = "cpu",
+    force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, from the headers alone.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON instead of the output's path.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge fine-tuned models of one base into one, without data.
 
@@ -173,9 +177,9 @@ def merge(
         return
     if config is not None and Path(config).suffix.lower() in _RECIPES:
         tolerances = {"other_base": other_base, "allow_nonfinite": allow_nonfinite}
-        _refuse_all_but(context, config, ("config", *tolerances, *_WITH_RECIPE))
+        _refuse_all_but(context, config, ("config", "device", *tolerances, *_WITH_RECIPE))
         writing = {"max_shard_size": max_shard_size, "force": force, "dry_run": dry_run}
-        _follow(config, output, writing | tolerances, as_json=as_json)
+        _follow(config, output, writing | tolerances | {"device": device}, as_json=as_json)
         return
     if not checkpoints:
         raise UsageError(
@@ -206,6 +210,7 @@ def merge(
             max_shard_size=max_shard_size,
             other_base=other_base,
             allow_nonfinite=allow_nonfinite,
+            device=device,
             force=force,
             dry_run=dry_run,
             listener=listener,

@@ -65,11 +65,13 @@ def prepare(
     config: Path | None = None,
     tolerated: Tolerated | None = None,
     vocab: str | None = None,
+    device: str = "cpu",
     listener: Listener = ignore,
 ) -> Merging:
     """Open the inputs and find all conflicts, as `merge` explains them; writes nothing.
 
     heads: None where nothing is a head, and the output a single model.
+    device: of methods that compute on matrices; others ignore it.
     """
     chosen = load_method(method)
     options = dict(options or {})
@@ -98,9 +100,8 @@ def prepare(
     )
     merged = [spec.name for spec in plan.merged]
     settings = settings_by_tensor(rules, merged, checked, table, names)
-    work = StreamedMerge(
-        plan, chosen, checked, table, "tensor" if scope == "tensor" else "global", seed, settings
-    )
+    per: Scope = "tensor" if scope == "tensor" else "global"
+    work = StreamedMerge(plan, chosen, checked, table, per, seed, settings, _device(device, chosen))
     if chosen.name == "orthomerge":
         from momacli.adapters.oft_merge import in_lie_algebra
 
@@ -127,6 +128,15 @@ def _reconstructing(merging: Merging, task: str | None) -> Merging:
     names = [expert.name for expert in work.plan.experts] if task is None else [str(task)]
     each = {name: replace(merging, work=work.of_task(name), task=name) for name in names}
     return each[names[0]] if task is not None else replace(merging, work=work, each=each)
+
+
+def _device(device: str, method: Method) -> str:
+    """The device for a method; torch is not even asked where it has nothing to do."""
+    if device == "cpu" or not method.computes_on_matrices:
+        return "cpu"
+    from momacli.models.device import choose_device
+
+    return str(choose_device(device))
 
 
 def _known_vocab(vocab: str | None) -> Vocab | None:

@@ -36,6 +36,11 @@ class Method:
         return {key: value for key, value in self.parameters.items() if key not in RESERVED}
 
     @property
+    def computes_on_matrices(self) -> bool:
+        """Whether torch does the work, on whole tensors, so that a GPU is of use."""
+        return not self.elementwise and not self.takes_arrays
+
+    @property
     def takes_arrays(self) -> bool:
         """Whether the function computes in NumPy, without torch."""
         return bool(getattr(self.function, "takes_arrays", False))

@@ -63,6 +63,7 @@ class StreamedMerge:
     scope: Scope
     seed: int
     settings: Mapping[str, TensorSettings] = field(default_factory=dict)  # of single tensors
+    device: str = "cpu"  # that methods of matrices compute on
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -218,7 +219,9 @@ class StreamedMerge:
 
     def _given(self, values: Array) -> "Array | Tensor":
         """Values as the method takes them."""
-        return values if self.method.takes_arrays else as_tensor(values)
+        if self.method.takes_arrays:
+            return values
+        return as_tensor(values).to(self.device if self.method.computes_on_matrices else "cpu")
 
     def _weights(self, settings: TensorSettings) -> "Array | Tensor | None":
         if settings.weights is None:

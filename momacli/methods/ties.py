@@ -12,7 +12,7 @@ by itself (scope "tensor"). The authors' code keeps one entry more than floor(de
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +24,8 @@ from momacli.methods._sums import scaled
 
 ELEMENTWISE = True
 
-Aggregate = Literal["sum", "mean", "weighted-mean"]
+_AGGREGATES = {"sum": 0, "mean": 1, "weighted-mean": 2}
+"""How the compiled loop calls them."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def ties(
     density: float = 0.2,
     lam: float = 1.0,
     weights: Float[np.ndarray, " T"] | None = None,
-    aggregate: Aggregate = "mean",
+    aggregate: Literal["mean", "sum", "weighted-mean"] = "mean",
     statistic: TiesStatistic | None = None,
 ) -> Float[np.ndarray, " n"]:
     """Return lam times the disjoint mean (or sum) of the trimmed task vectors.
@@ -94,7 +95,7 @@ def _elected(
     task_vectors: Float[np.ndarray, "T n"],
     thresholds: Float[np.ndarray, " T"],
     weights: Float[np.ndarray, " T"] | None,
-    aggregate: Aggregate,
+    aggregate: str,
     majority: int = 1,
 ) -> tuple[Float[np.ndarray, " n"], bool]:
     """Return the merge, and whether it depends on the majority."""
@@ -105,7 +106,7 @@ def _elected(
         thresholds.astype(task_vectors.dtype),
         factors.astype(task_vectors.dtype),
         majority,
-        get_args(Aggregate).index(aggregate),
+        _AGGREGATES[aggregate],
         merged,
     )
     return merged, bool(cancelled)
