@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 Scope = Literal["global", "tensor"]
 
-_PROCESS, _COPIES = 600_000_000, 6
-"""Bytes of the process before any tensor; blocks that reading and a method hold at a time."""
+_PROCESS, _WITHOUT_TORCH, _COPIES = 600_000_000, 300_000_000, 6
+"""Bytes of the process and what it reads ahead; blocks that a method holds at a time."""
 
-_START, _RATE = 4.0, 600e6
+_START, _RATE = 1.0, 500e6
 """Seconds until the first byte; bytes a second, hashed and merged."""
 
 
@@ -81,20 +81,21 @@ class StreamedMerge:
 
     @property
     def expected_memory(self) -> int:
-        """Bytes: of Python and torch, and of what is held of the tensors at a time."""
+        """Bytes: of the process, and of what is held of the tensors at a time."""
         whole = max((spec.elements for spec in self.plan.merged), default=0)
         alone = self.method.first_pass is not None and self.scope == "tensor"
         if self.method.elementwise and not alone:
-            whole = min(whole, block_size(self.plan))
+            whole = min(whole, piece_size(self.plan))
         blocks = 4 * (1 + len(self.plan.experts)) * whole
-        return _PROCESS + _COPIES * blocks
+        process = _WITHOUT_TORCH if self.method.takes_arrays else _PROCESS
+        return process + _COPIES * blocks
 
     @property
     def expected_seconds(self) -> float | None:
         """On one processor of today, roughly; None for methods that compute on matrices."""
         if not self.method.elementwise:
             return None
-        passes = 3 if self.method.first_pass is not None and self.scope == "global" else 1
+        passes = 2 if self.method.first_pass is not None and self.scope == "global" else 1
         return _START + passes * sum(bytes_to_read(self.plan).values()) / _RATE
 
     def parts(

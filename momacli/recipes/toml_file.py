@@ -26,7 +26,7 @@ MAX_BYTES = 10_000_000
 
 _SHARED = ("method", "base", "scope", "seed", "dtype", "exclude")
 _STEP = ("name", *_SHARED, "inputs", "weights", "rules")
-_WHOLE = ("output", "config", "heads")
+_WHOLE = ("output", "config", "heads", "vocab")
 DEFAULT_METHOD = "task-arithmetic"
 
 
@@ -52,7 +52,10 @@ def read_toml(path: Path) -> MergeRecipe:
     _refuse_unused(steps, where)
     output, config = (_optional_path(content, key, path.parent, where) for key in _WHOLE[:2])
     heads = tuple(_texts(content.get("heads", ()), f"{where}: heads"))
-    return MergeRecipe(tuple(steps), output, heads, config)
+    vocab = content.get("vocab")
+    if vocab not in (None, "base", "min"):
+        raise UsageError(f"{where}: vocab: expected base or min, found {vocab!r}")
+    return MergeRecipe(tuple(steps), output, heads, config, vocab=vocab)
 
 
 class _StepReader:

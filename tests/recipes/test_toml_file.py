@@ -145,3 +145,13 @@ def test_what_is_wrong_is_named_with_a_way_out(tmp_path, text, message, hint):
 def test_a_recipe_that_is_not_there_is_said_to_be_missing(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         read_toml(tmp_path / "recipe.toml")
+
+
+def test_a_recipe_says_what_to_do_with_embeddings_of_other_sizes(tmp_path):
+    inputs = 'base = "b.safetensors"\ninputs = ["a.safetensors"]\n'
+
+    recipe = read_toml(written(tmp_path, inputs + 'vocab = "min"'))
+
+    assert recipe.vocab == "min"
+    with pytest.raises(UsageError, match="vocab: expected base or min"):
+        read_toml(written(tmp_path, inputs + 'vocab = "max"'))
