@@ -51,7 +51,7 @@ def _low_rank(change: LowRank, read: Read, dtype: torch.dtype) -> Rows:
     a, b = read(change.a).to(dtype).flatten(1), read(change.b).to(dtype).flatten(1)
     left, right = (a.mT, b.mT) if change.turned else (b, a)
     left = change.scaling * left
-    return lambda rows, first: rows + left[first : first + len(rows)] @ right
+    return lambda rows, first: torch.addmm(rows, left[first : first + len(rows)], right)
 
 
 def _at_length(step: Rows, magnitude: Tensor) -> Rows:

@@ -1,13 +1,26 @@
 """A base with an adapter in it, as a checkpoint that is nowhere on disk."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from contextlib import contextmanager
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from momacli.adapters.config import AdapterConfig, config_file, read_adapter_config
 from momacli.adapters.description import adapted_description, is_other_class
-from momacli.adapters.layout import Layout, Named, Replacement, lay_out, named_parts
+from momacli.adapters.layout import (
+    BiasStep,
+    Layout,
+    LowRank,
+    Named,
+    Replacement,
+    Rotation,
+    lay_out,
+    named_parts,
+)
+from momacli.checkpoint.arrays import as_array, as_tensor, fill
 from momacli.checkpoint.description import Description
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import DTYPE_BITS, TensorEntry
@@ -28,6 +41,19 @@ _TOWERS = 16
 
 _CHUNK = 1 << 18
 """Elements that are adapted at a time: the same rows together however they are asked for."""
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute in this thread alone: on a chunk, waiting for others costs more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class AdaptedCheckpoint(ComputedCheckpoint):
@@ -55,7 +81,7 @@ class AdaptedCheckpoint(ComputedCheckpoint):
         self.layout = layout
         self._wanted = wanted
         self._rows: tuple[str, Rows] | None = None
-        self._chunk: tuple[str, int, Tensor] | None = None
+        self._chunk: tuple[str, int, Array] | None = None
 
     @cached_property
     def is_folder(self) -> bool:
@@ -103,8 +129,6 @@ class AdaptedCheckpoint(ComputedCheckpoint):
 
     def read_range(self, key: str, start: int, stop: int) -> "Tensor":
         """Compute elements start to stop of one tensor, in float32 or better."""
-        import torch
-
         if key in self.layout.own:
             return self.adapter.read_range(self.layout.own[key], start, stop)
         change = self.layout.changes.get(key)
@@ -113,19 +137,16 @@ class AdaptedCheckpoint(ComputedCheckpoint):
         if isinstance(change, Replacement):
             values = self.adapter.read_range(change.values, start, stop)
             return values.to(self._dtype(key)) if values.is_floating_point() else values
-        columns = _columns(self.entries[key])
-        size = max(1, _CHUNK // columns) * columns
-        result = torch.empty(stop - start, dtype=self._dtype(key))
-        for number in range(start // size, -(-stop // size)):
-            chunk, offset = self._adapted(key, number, size), number * size
-            low, high = max(start, offset), min(stop, offset + size)
-            result[low - start : high - start] = chunk[low - offset : high - offset]
-        return result
+        result = np.empty(stop - start, dtype=self._kind(key))
+        self._fill(result, key, start)
+        return as_tensor(result)
 
     def read_to(self, out: "Array", key: str, start: int) -> None:
         """Fill `out`, flat, with the elements from `start` on."""
         if self.is_the_base_s(key):
             self.base.read_to(out, key, start)
+        elif isinstance(self.layout.changes.get(key), LowRank | BiasStep | Rotation):
+            self._fill(out, key, start)
         else:
             super().read_to(out, key, start)
 
@@ -133,15 +154,25 @@ class AdaptedCheckpoint(ComputedCheckpoint):
         """Whether a tensor is as the base has it."""
         return key not in self.layout.changes and key not in self.layout.own
 
-    def _adapted(self, key: str, number: int, size: int) -> "Tensor":
+    def _fill(self, out: "Array", key: str, start: int) -> None:
+        columns = _columns(self.entries[key])
+        size = max(1, _CHUNK // columns) * columns
+        stop = start + out.size
+        for number in range(start // size, -(-stop // size)):
+            chunk, offset = self._adapted(key, number, size), number * size
+            low, high = max(start, offset), min(stop, offset + size)
+            fill(out[low - start : high - start], chunk[low - offset : high - offset])
+
+    def _adapted(self, key: str, number: int, size: int) -> "Array":
         """The rows of one chunk, flat; the last one is kept, as blocks may end within it."""
         if self._chunk is not None and self._chunk[:2] == (key, number):
             return self._chunk[2]
-        if self._rows is None or self._rows[0] != key:
-            self._rows = None  # its memory goes before the next tensor's comes
-            self._rows = (key, self._ready(key))
-        rows, first = self._base_rows(key, number, size)
-        chunk = self._rows[1](rows, first).reshape(-1)
+        with _one_thread():
+            if self._rows is None or self._rows[0] != key:
+                self._rows = None  # its memory goes before the next tensor's comes
+                self._rows = (key, self._ready(key))
+            rows, first = self._base_rows(key, number, size)
+            chunk = as_array(self._rows[1](rows, first)).reshape(-1)
         self._chunk = (key, number, chunk)
         return chunk
 
@@ -162,13 +193,17 @@ class AdaptedCheckpoint(ComputedCheckpoint):
     def _base_rows(self, key: str, number: int, size: int) -> "tuple[Tensor, int]":
         entry = self.entries[key]
         start, columns = number * size, _columns(entry)
-        values = self.base.read_range(key, start, min(entry.elements, start + size))
-        return values.to(self._dtype(key)).reshape(-1, columns), start // columns
+        values = np.empty(min(entry.elements - start, size), dtype=self._kind(key))
+        self.base.read_to(values, key, start)
+        return as_tensor(values).reshape(-1, columns), start // columns
 
     def _dtype(self, key: str) -> "torch.dtype":
         import torch
 
         return torch.float64 if self.entries[key].dtype == "F64" else torch.float32
+
+    def _kind(self, key: str) -> type[np.floating[Any]]:
+        return np.float64 if self.entries[key].dtype == "F64" else np.float32
 
 
 TensorsOf = Callable[[Mapping[str, Any], Collection[str]], Set[str]]

@@ -37,7 +37,7 @@ _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base as it was."""
 
 _MOST_TERMS = 100
-_LONGEST_PATTERN, _MOST_REPEATS = 500, 2
+_LONGEST_PATTERN, _MOST_REPEATS, _MOST_PATTERNS = 500, 2, 10_000
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,14 @@ class Lora:
     rank: int
     ranks: tuple[int, ...]  # of single modules, by rank_pattern
     alpha: float
-    alphas: tuple[tuple[str, float], ...]  # patterns of module names, the first match counts
+    alphas: tuple[tuple[re.Pattern[str], float], ...]  # of module names, the first match counts
     rank_stabilized: bool
     fan_in_fan_out: bool
     dora: bool
 
     def scaling(self, module: str, rank: int) -> float:
         """The factor on B A of one module: alpha / r, or alpha / sqrt(r)."""
-        found = (alpha for key, alpha in self.alphas if re.match(rf"(.*\.)?({key})$", module))
-        alpha = next(found, self.alpha)
+        alpha = next((alpha for name, alpha in self.alphas if name.match(module)), self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
@@ -147,13 +146,13 @@ def _config(content: Mapping[str, Any]) -> AdapterConfig:
 
 def _lora(content: Mapping[str, Any]) -> Lora:
     patterns = _table(content, "alpha_pattern")
-    for pattern in patterns:
-        _check_pattern(pattern)
+    if len(patterns) > _MOST_PATTERNS:
+        raise ValueError(f"alpha_pattern has {len(patterns)} entries")
     return Lora(
         rank=_count(content, "r", 8),
         ranks=tuple(int(_number(rank)) for rank in _table(content, "rank_pattern").values()),
         alpha=_number(content.get("lora_alpha", 8)),
-        alphas=tuple((pattern, _number(alpha)) for pattern, alpha in patterns.items()),
+        alphas=tuple((_pattern(text), _number(alpha)) for text, alpha in patterns.items()),
         rank_stabilized=_flag(content, "use_rslora"),
         fan_in_fan_out=_flag(content, "fan_in_fan_out"),
         dora=_flag(content, "use_dora"),
@@ -182,17 +181,17 @@ def _unknown(content: Mapping[str, Any], known: Iterable[str]) -> list[str]:
     ]
 
 
-def _check_pattern(pattern: str) -> None:
+def _pattern(text: str) -> re.Pattern[str]:
     """Refuse patterns that could take forever: a regular expression is a program."""
+    repeats = len(re.findall(r"[*+{?]", text))
+    nested = re.search(r"\)[*+{?]|\\\d|\(\?", text)
+    if len(text) > _LONGEST_PATTERN or repeats > _MOST_REPEATS or nested:
+        raise ValueError(f"alpha_pattern {text!r} is too complicated")
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"alpha_pattern {pattern!r}: {error}") from error
-    repeats = re.findall(r"[*+{?]", pattern)
-    if len(pattern) > _LONGEST_PATTERN or len(repeats) > _MOST_REPEATS or re.search(
-        r"\)[*+{?]|\\\d|\(\?", pattern
-    ):  # fmt: skip
-        raise ValueError(f"alpha_pattern {pattern!r} is too complicated")
+        re.compile(text)  # by itself, lest it ends the group around it
+        return re.compile(rf"(.*\.)?({text})$")
+    except (re.error, RecursionError) as error:
+        raise ValueError(f"alpha_pattern {text!r}: {error}") from error
 
 
 def _version(value: object) -> tuple[int, ...]:
