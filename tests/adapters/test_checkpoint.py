@@ -364,6 +364,9 @@ def test_what_an_adapter_is_not_is_a_conflict(tmp_path, tensors, config):
         {"alpha_pattern": {"(a+)+b": 3}},
         {"alpha_pattern": {"a*a*a*b": 3}},
         {"alpha_pattern": {"lin": True}},
+        {"alpha_pattern": {"(" * 5000 + ")" * 5000: 3}},
+        {"alpha_pattern": {"a{99999999999999999999}": 3}},
+        {"alpha_pattern": {f".*lin{number}": 3 for number in range(20_000)}},
         {"lora_alpha": 10**400},
     ],
 )
