@@ -5,6 +5,9 @@ and mergekit where `--mergekit` names an interpreter that has it. Weights of rea
 generated once in DIR: "vit" is CLIP ViT-B/32's image encoder and 8 experts in float32 (3.2 GB),
 "llm" TinyLlama 1.1B and 3 experts in bfloat16, each in shards (8.8 GB).
 
+`python -m tests.benchmarks align`: what a step of an alignment costs, beside a plain training
+step of the same encoder on as many samples and a step written as the formulas are.
+
 `python -m tests.benchmarks SUITE --data-root DIR --out DIR`: what merges and alignments are
 worth on real data. A suite is a file in `suites/`; see its docstring. Trained experts, merges,
 alignments and scores are kept in OUT/cells by the content of what they were made from, so a run
@@ -19,6 +22,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -151,6 +155,45 @@ def run_suite(arguments: argparse.Namespace) -> None:
     print(f"written: {target}")
 
 
+ALIGNMENTS = (("vit-b32", 8, 4), ("small", 8, 4), ("small", 8, 16))
+"""Size of the encoder, tasks, and samples of each task in a step."""
+
+
+def align(arguments: argparse.Namespace) -> None:
+    """Measure steps of alignments; each kind in a process of its own, one thread each."""
+    print(f"{'':44} {'CPU s/step':>10} {'x plain':>8} {'own GB':>8} {'x encoder':>9}")
+    for size, tasks, batch in ALIGNMENTS:
+        floor = None
+        for kind, count in (("plain", tasks), ("moma", tasks), ("moma", 2), ("naive", tasks)):
+            each = batch * tasks // count  # two tasks get as many samples in all
+            cost, found = alignment_step(kind, size, count, each, arguments.steps)
+            seconds = found["seconds"]
+            floor = floor or seconds
+            print(
+                f"{f'{kind}, {size}, {count} tasks of {each}':44} {seconds:10.3f} "
+                f"{seconds / floor:8.2f} {cost.own / 1e9:8.2f} {cost.own / found['encoder']:9.1f}",
+                flush=True,
+            )
+        _, found = alignment_step("closed", size, tasks, 64, 1)
+        print(
+            f"{f'closed form, {size}, {tasks} tasks of 64':44} {found['seconds']:10.3f} in all, "
+            f"of which algebra {found['algebra']:.1%}",
+            flush=True,
+        )
+
+
+def alignment_step(
+    kind: str, size: str, tasks: int, batch: int, steps: int
+) -> tuple[Cost, dict[str, float]]:
+    """Measure one kind of step."""
+    command = [sys.executable, "-m", "tests.benchmarks.align_step", kind, "--size", size]
+    command += ["--tasks", str(tasks), "--batch", str(batch), "--steps", str(steps)]
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        cost = measure([*command, "--out", str(result)], environment={"OMP_NUM_THREADS": "1"})
+        return cost, json.loads(result.read_text())
+
+
 def suite_named(name: str) -> ModuleType:
     """The module of a suite."""
     return importlib.import_module(f"tests.benchmarks.suites.{name}")
@@ -172,6 +215,9 @@ def main() -> None:
     command.add_argument("--methods", nargs="+", default=METHODS)
     command.add_argument("--mergekit", type=Path, help="a Python that has mergekit 0.1.5")
     command.set_defaults(run=merge)
+    command = commands.add_parser("align", help="what a step of an alignment costs")
+    command.add_argument("--steps", type=int, default=10, help="to measure of each kind")
+    command.set_defaults(run=align)
     for file in sorted((Path(__file__).parent / "suites").glob("*.py")):
         suite = suite_named(file.stem)
         assert suite.__doc__ is not None
