@@ -11,7 +11,11 @@ def shown(text: str, limit: int = 120) -> str:
 
 def shown_path(path: Path) -> str:
     r"""A path, whole: control characters escaped, bytes that are not UTF-8 as \xff."""
-    return _escaped(os.fsencode(path).decode("utf-8", "backslashreplace"))
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:  # no path of any file, but in a text that names one
+        raw = str(path).encode("utf-8", "backslashreplace")
+    return _escaped(raw.decode("utf-8", "backslashreplace"))
 
 
 def _escaped(text: str) -> str:
