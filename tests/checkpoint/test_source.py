@@ -118,7 +118,9 @@ def test_a_file_without_permission_is_an_error_that_names_it(path: Path):
         Source(path)
 
 
-@pytest.mark.parametrize("name", ["missing", "file/under-a-file", "a\0b", "\ud800", "x" * 300, "loop"])
+@pytest.mark.parametrize(
+    "name", ["missing", "file/under-a-file", "a\0b", "\ud800", "x" * 300, "loop"]
+)
 def test_a_path_that_leads_nowhere_is_an_error(name: str, tmp_path: Path):
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
