@@ -10,6 +10,7 @@ from tiny_models import CLASSES
 from momacli.absorb import absorb
 from momacli.align import align
 from momacli.alignment.settings import Settings
+from momacli.errors import CheckpointError
 from momacli.merge import merge
 
 
@@ -43,3 +44,32 @@ def test_processor_tokenizer_and_class_names_are_the_expert_s(
         assert config["id2label"] == {str(n): label for n, label in enumerate(classes)}
         assert config["label2id"] == {label: n for n, label in enumerate(classes)}
         assert "# " + task in Path("out", task, "README.md").read_text()
+
+
+def test_a_link_to_a_file_that_is_not_the_model_s_is_refused_and_copied_nowhere(
+    vit_folders, tmp_path
+):
+    shutil.copytree(vit_folders, tmp_path / "repo" / "models")
+    (tmp_path / "secret").write_text("password")
+    link = tmp_path / "repo" / "models" / "cats" / "tokenizer_config.json"
+    link.symlink_to("../../../secret")
+
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is a link that leads far"):
+        merge(sorted((tmp_path / "repo" / "models").iterdir()), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_of_a_hub_s_cache_and_to_a_neighbour_are_followed(vit_folders, tmp_path):
+    shutil.copytree(vit_folders, tmp_path / "hub" / "snapshots")
+    for task in CLASSES:
+        blob = tmp_path / "hub" / "blobs" / task
+        blob.parent.mkdir(exist_ok=True)
+        blob.write_text("{}")
+        folder = tmp_path / "hub" / "snapshots" / task
+        (folder / "tokenizer_config.json").symlink_to(f"../../blobs/{task}")
+        (folder / "added_tokens.json").symlink_to("../base/config.json")
+
+    merge(sorted((tmp_path / "hub" / "snapshots").iterdir()), output=tmp_path / "out")
+
+    assert (tmp_path / "out" / "cats" / "tokenizer_config.json").read_text() == "{}"
+    assert (tmp_path / "out" / "cats" / "added_tokens.json").is_file()

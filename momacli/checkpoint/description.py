@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from momacli.checkpoint import sentence_transformers
+from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.feature_rule import KEY, PAPER, with_rule
 from momacli.checkpoint.head_files import classes_of
 from momacli.checkpoint.index import read_json
@@ -60,11 +61,30 @@ class Description:
 
     @property
     def companions(self) -> list[Path]:
-        """The processor and tokenizer files that exist."""
+        """The processor and tokenizer files that exist.
+
+        They are copied to outputs, so that a link must not lead to somebody's secrets: raises
+        CheckpointError for one that leads elsewhere than to a neighbour or a hub's cache.
+        """
         if self.folder is None:
             return []
         found = [self.folder / name for name in COMPANIONS if (self.folder / name).is_file()]
-        return found + sentence_transformers.companions(self.folder)
+        found += sentence_transformers.companions(self.folder)
+        for file in found:
+            if file.is_symlink():
+                _check_link(file, self.folder)
+        return found
+
+
+def _check_link(file: Path, folder: Path) -> None:
+    """Follow a link no further than hubs' caches do, from snapshots/REVISION to blobs."""
+    own, target = folder.resolve(), file.resolve()
+    near = [own, own.parent, own.parent.parent / "blobs"]
+    if not any(target.is_relative_to(place) for place in near if place != place.parent):
+        raise CheckpointError(
+            f"{shown_path(file)} is a link that leads far away, to {shown_path(target)}",
+            hint="put a copy of that file in its place, if it belongs to the model",
+        )
 
 
 def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description | None:
@@ -76,7 +96,7 @@ def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description 
     beside = path if checkpoint.is_folder else path.parent
     if config is not None:
         file = config / _config_name(config, checkpoint) if config.is_dir() else config
-        return Description(_completed(_config(file), checkpoint, file.parent), file.parent)
+        return _described(_config(file), checkpoint, file.parent)
     if CONFIG_KEY in checkpoint.metadata:
         try:
             content = json.loads(checkpoint.metadata[CONFIG_KEY])
@@ -84,11 +104,17 @@ def describe(checkpoint: Checkpoint, config: Path | None = None) -> Description 
             content = None
         if not isinstance(content, dict):
             raise CheckpointError(f"{path}: the config in its metadata is not a JSON object")
-        return Description(_completed(content, checkpoint, beside), beside)
+        return _described(content, checkpoint, beside)
     file = beside / _config_name(beside, checkpoint)
     if file.is_file():
-        return Description(_completed(_config(file), checkpoint, beside), beside)
+        return _described(_config(file), checkpoint, beside)
     return None
+
+
+def _described(config: Mapping[str, Any], checkpoint: Checkpoint, folder: Path) -> Description:
+    found = Description(_completed(config, checkpoint, folder), folder)
+    _ = found.companions  # a link to somewhere else is refused before any work
+    return found
 
 
 def _config_name(folder: Path, checkpoint: Checkpoint) -> str:
