@@ -1,6 +1,5 @@
 """Merge fine-tuned copies of one model, tensor by tensor, without data."""
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +9,7 @@ from momacli.checkpoint.naming import find_base, named_inputs
 from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import Vocab
 from momacli.errors import UsageError
-from momacli.merging.output import MergeReport, write
+from momacli.merging.output import MergeReport, Writing, write
 from momacli.merging.prepare import Scope, prepare
 from momacli.methods._catalog import known_method, load_method
 from momacli.progress import Listener, ignore
@@ -73,7 +72,7 @@ def merge(
     Raises ConflictError listing all that does not fit, before any data is read, and other
     MomaErrors; nothing is written then.
     """
-    started = time.monotonic()
+    how = Writing(output, max_shard_size, other_base, force, dry_run, listener)
     if device != "cpu" and not load_method(method).computes_on_matrices:
         raise UsageError(
             f"method {method} works entry by entry, faster than a GPU could be fed",
@@ -101,13 +100,4 @@ def merge(
             device=device,
             listener=listener,
         )
-        return write(
-            merging,
-            output,
-            max_shard_size=max_shard_size,
-            other_base=other_base,
-            force=force,
-            dry_run=dry_run,
-            started=started,
-            listener=listener,
-        )
+        return write(merging, how)

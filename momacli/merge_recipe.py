@@ -25,7 +25,7 @@ from momacli.checkpoint.provenance import (
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import CheckpointError, UsageError
-from momacli.merging.output import MergeReport, write
+from momacli.merging.output import MergeReport, Writing, write
 from momacli.merging.prepare import Merging, prepare
 from momacli.progress import Listener, Notice, ignore
 from momacli.recipes.computed import MergedCheckpoint, OriginCheckpoint, StackedCheckpoint
@@ -90,21 +90,14 @@ def merge_recipe(
     started = time.monotonic()
     if not isinstance(recipe, MergeRecipe):
         recipe = read_recipe(recipe)
+    place = recipe.output if output is None else output
+    how = Writing(place, max_shard_size, other_base, force, dry_run, listener, started)
     for note in recipe.notes:
         listener(Notice(note))
     with ExitStack() as stack:
         tolerated = Tolerated() if allow_nonfinite else None
         merging = _Chain(stack, recipe, tolerated, listener, device=device).last()
-        return write(
-            merging,
-            output if output is not None else recipe.output,
-            max_shard_size=max_shard_size,
-            other_base=other_base,
-            force=force,
-            dry_run=dry_run,
-            started=started,
-            listener=listener,
-        )
+        return write(merging, how)
 
 
 def merge_like(

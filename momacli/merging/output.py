@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,99 +65,83 @@ class MergeReport:
     dry_run: bool = False
 
 
-def write(
-    merging: Merging,
-    output: str | Path | None,
-    *,
-    max_shard_size: str | None = None,
-    other_base: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
-    started: float,
-    listener: Listener = ignore,
-) -> MergeReport:
-    """Choose the output and write it, unless `dry_run`."""
+@dataclass(frozen=True)
+class Writing:
+    """Where the output goes and on what conditions, as `merge` explains them."""
+
+    output: str | Path | None
+    max_shard_size: str | None = None
+    other_base: bool = False
+    force: bool = False
+    dry_run: bool = False
+    listener: Listener = ignore
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the tensors of one file. Raises UsageError."""
+        return parse_size(MAX_SHARD_SIZE if self.max_shard_size is None else self.max_shard_size)
+
+    def finished(self, report: MergeReport, changed: float) -> MergeReport:
+        """The report of what has been written."""
+        report = replace(report, changed_share=changed, memory=_peak_memory(), estimate=None)
+        return replace(report, seconds=time.monotonic() - self.started)
+
+
+def write(merging: Merging, how: Writing) -> MergeReport:
+    """Choose the output and write it, unless it is a dry run."""
     opened = merging.inputs
     if merging.each:
-        return _write_each(
-            merging,
-            output,
-            max_shard_size=max_shard_size,
-            other_base=other_base,
-            force=force,
-            dry_run=dry_run,
-            started=started,
-            listener=listener,
-        )
-    as_folder = _as_folder(output, merging)
+        return _write_each(merging, how)
+    as_folder = _as_folder(how.output, merging)
     target = choose_output(
-        output,
+        how.output,
         "merged" if as_folder else "merged.safetensors",
         inputs=opened.paths,
-        force=force,
+        force=how.force,
         folder=as_folder,
     )
-    if not other_base:
+    if not how.other_base:
         _check_bases(opened.base, opened.experts)
     one_model = as_folder and _is_one_model(merging)
-    if max_shard_size is not None and not one_model:
+    if how.max_shard_size is not None and not one_model:
         raise UsageError(
             "--max-shard-size is for a folder of one model",
             hint="folders of classifiers share one encoder file, and a file is one file",
         )
-    largest = parse_size(MAX_SHARD_SIZE if max_shard_size is None else max_shard_size)
-    job = _Job(merging, _parts(merging), target, one_model, largest)
-    report = replace(job.report(), dry_run=dry_run)
-    if not dry_run:
-        changed = job.run(as_folder=as_folder, listener=listener)
-        report = replace(report, changed_share=changed, memory=_peak_memory(), estimate=None)
-    return replace(report, seconds=time.monotonic() - started)
+    job = _Job(merging, _parts(merging), target, one_model, how.largest)
+    if how.dry_run:
+        return replace(job.report(), dry_run=True, seconds=time.monotonic() - how.started)
+    return how.finished(job.report(), job.run(as_folder=as_folder, listener=how.listener))
 
 
-def _write_each(
-    merging: Merging,
-    output: str | Path | None,
-    *,
-    max_shard_size: str | None,
-    other_base: bool,
-    force: bool,
-    dry_run: bool,
-    started: float,
-    listener: Listener,
-) -> MergeReport:
+def _write_each(merging: Merging, how: Writing) -> MergeReport:
     """Write a folder with a model of its own for each task: the method makes no merge of all."""
-    if output is not None and Path(output).suffix == ".safetensors":
+    if how.output is not None and Path(how.output).suffix == ".safetensors":
         raise UsageError(
-            f"{merging.work.method.name} makes a model of every task, and {output} is one file",
+            f"{merging.work.method.name} makes a model of every task, and {how.output} is one file",
             hint="name a folder with -o, or one task with --task",
         )
     opened = merging.inputs
-    target = choose_output(output, "merged", inputs=opened.paths, force=force, folder=True)
-    if not other_base:
+    target = choose_output(how.output, "merged", inputs=opened.paths, force=how.force, folder=True)
+    if not how.other_base:
         _check_bases(opened.base, opened.experts)
-    largest = parse_size(MAX_SHARD_SIZE if max_shard_size is None else max_shard_size)
     as_folders = all(expert.checkpoint.is_folder for expert in opened.experts)
     suffix = "" if as_folders else ".safetensors"
     jobs = {
-        f"{task}{suffix}": _Job(one, _parts(one), target / f"{task}{suffix}", as_folders, largest)
-        for task, one in merging.each.items()
+        name: _Job(one, _parts(one), target / name, as_folders, how.largest)
+        for name, one in ((f"{task}{suffix}", one) for task, one in merging.each.items())
     }
     report = _joined([job.report() for job in jobs.values()], target, merging)
-    if dry_run:
-        return replace(report, dry_run=True, seconds=time.monotonic() - started)
+    if how.dry_run:
+        return replace(report, dry_run=True, seconds=time.monotonic() - how.started)
     leads = Ranks.here().number == 0
     with staged_folder(target) if leads else nullcontext(target) as staged:
         shares = [
-            replace(job, target=staged / name).run(as_folder=as_folders, listener=listener)
+            replace(job, target=staged / name).run(as_folder=as_folders, listener=how.listener)
             for name, job in jobs.items()
         ]
-    return replace(
-        report,
-        changed_share=sum(shares) / len(shares),
-        memory=_peak_memory(),
-        estimate=None,
-        seconds=time.monotonic() - started,
-    )
+    return how.finished(report, sum(shares) / len(shares))
 
 
 def _joined(reports: Sequence[MergeReport], target: Path, merging: Merging) -> MergeReport:
