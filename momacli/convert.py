@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from momacli.errors import CheckpointError, UsageError
 from momacli.pickles.layouts import Item, Layout, find_layout, plain_items
 from momacli.pickles.model import PickledModel
 from momacli.progress import Listener, Notice, ignore
+
+_NAMED = 20
+"""Names of one file that are shown, of each kind."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,12 @@ def convert(
     return ConvertReport(target, tuple(files), layout.passed_over, time.monotonic() - started)
 
 
+def _some(names: Sequence[str]) -> str:
+    """As many as anybody reads."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 def _layout(places: Sequence[Path]) -> Layout:
     if len(places) == 1 and places[0].is_dir():
         return find_layout(places[0])
@@ -167,12 +177,15 @@ class _Job:
         name, found = shown_path(self.item.source), self.model.found
         if found.entry:
             yield f"{name}: the model is its entry {shown(found.entry)}"
-        for tied, first in found.tied.items():
+        for tied, first in islice(found.tied.items(), _NAMED):
             yield f"{name}: {shown(tied)} is the same tensor as {shown(first)}, written once"
+        if (more := len(found.tied) - _NAMED) > 0:
+            yield f"{name}: and {more} more tensors that go by another name"
         if found.kept:
-            yield f"{name}: {', '.join(map(shown, found.kept))}: no tensors, kept in the metadata"
+            kept = _some([shown(key) for key in found.kept])
+            yield f"{name}: {kept}: no tensors, kept in the metadata"
         if found.left_out:
-            yield f"{name}: left out {', '.join(found.left_out)}"
+            yield f"{name}: left out {_some(found.left_out)}"
 
     def write(self, staged: Path, listener: Listener) -> Converted:
         """Write the file into what is staged."""

@@ -24,6 +24,7 @@ from momacli.pickles.machine import Budget, Machine
 from momacli.pickles.rebuild import Rebuild
 from momacli.pickles.values import Instance
 from momacli.pickles.window import Window, window_of
+from momacli.progress import Notice
 
 TYPES = (
     "float64", "float32", "float16", "bfloat16", "complex64", "int64", "int32", "int16", "int8",
@@ -333,3 +334,19 @@ def test_not_even_torch_is_imported(tmp_path):
     )
 
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_of_thousands_of_ties_and_other_entries_twenty_are_named_and_the_rest_counted(tmp_path):
+    shared = torch.ones(2)
+    ties = {f"tie {number}": shared for number in range(3000)}
+    others = {f"entry {number}": object for number in range(3000)}
+    torch.save({**ties, **others}, tmp_path / "many.pt")
+    notes = []
+
+    convert([tmp_path / "many.pt"], output=tmp_path / "o.safetensors", listener=notes.append)
+
+    texts = [event.text for event in notes if isinstance(event, Notice)]
+    assert len(texts) == 22
+    assert texts[20].endswith("and 2979 more tensors that go by another name")
+    assert "entry 19: " in texts[21]
+    assert texts[21].endswith(" and 2980 more")
