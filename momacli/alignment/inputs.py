@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,8 @@ ALIGNMENT = "alignment.safetensors"
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """A merged model with everything it was made from, opened and checked."""
+class Sources:
+    """A merged model with everything it was made from, and samples; opened and checked."""
 
     model: MultiTask
     recipe: Recipe
@@ -39,14 +39,20 @@ class Inputs:
     experts: Mapping[str, Expert]
     data: Mapping[str, Path]
     device: "torch.device"
-    target: Path
-    alignment: Path
     listener: Listener
 
     @property
     def first(self) -> TaskModel:
         """Any one task's model: their encoders are the same."""
         return next(iter(self.model.tasks.values()))
+
+
+@dataclass(frozen=True)
+class Inputs(Sources):
+    """The same, and where an alignment is to be written."""
+
+    target: Path
+    alignment: Path
 
 
 def open_inputs(
@@ -68,6 +74,54 @@ def open_inputs(
     They stay open as long as the stack. Raises MomaErrors naming what is missing, has changed
     since the merge, or would be overwritten.
     """
+    found = open_sources(
+        stack,
+        path,
+        data,
+        device=device,
+        base=base,
+        config=config,
+        pooling=pooling,
+        features=features,
+        listener=listener,
+    )
+    target = choose_output(
+        output,
+        "aligned" if path.is_dir() else "aligned.safetensors",
+        inputs=[
+            path,
+            found.base.path,
+            *(one.checkpoint.path for one in found.experts.values()),
+            *found.data.values(),
+        ],
+        force=force,
+    )
+    if path.is_dir():
+        alignment = target / ALIGNMENT
+    else:
+        beside = target.with_name(f"{target.stem}.{ALIGNMENT}")
+        alignment = choose_output(beside, beside.name, inputs=[path], force=force)
+    own = {field.name: getattr(found, field.name) for field in fields(found)}
+    return Inputs(**own, target=target, alignment=alignment)
+
+
+def open_sources(
+    stack: ExitStack,
+    path: Path,
+    data: "Data",
+    *,
+    device: str,
+    base: str | Path | None,
+    config: Path | None,
+    pooling: str | None,
+    features: str | None,
+    listener: Listener,
+) -> Sources:
+    """Open a merged model, what it was made from and its samples; refuse what does not fit.
+
+    They stay open as long as the stack. Raises MomaErrors naming what is missing or has changed
+    since the merge.
+    """
     chosen = choose_device(device)
     model = stack.enter_context(MultiTask.open(path, config=config))
     recipe = model.recipe
@@ -79,7 +133,7 @@ def open_inputs(
     if recipe is None or not recipe.inputs or recipe.command == "convert":
         raise ConflictError(
             f"{path} does not say what it was merged from",
-            hint="only models written by `moma merge` can be aligned",
+            hint="give a model that `moma merge` or `moma align` wrote",
         )
     if not recipe.heads:
         raise ConflictError(
@@ -120,33 +174,7 @@ def open_inputs(
         *((item, experts[item.name].checkpoint) for item in recipe.inputs),
     ]:
         check_unchanged(item, checkpoint, path)
-    target = choose_output(
-        output,
-        "aligned" if path.is_dir() else "aligned.safetensors",
-        inputs=[
-            path,
-            opened.path,
-            *(one.checkpoint.path for one in experts.values()),
-            *sources.values(),
-        ],
-        force=force,
-    )
-    if path.is_dir():
-        alignment = target / ALIGNMENT
-    else:
-        beside = target.with_name(f"{target.stem}.{ALIGNMENT}")
-        alignment = choose_output(beside, beside.name, inputs=[path], force=force)
-    return Inputs(
-        model,
-        recipe,
-        opened,
-        experts,
-        data=sources,
-        device=chosen,
-        target=target,
-        alignment=alignment,
-        listener=listener,
-    )
+    return Sources(model, recipe, opened, experts, sources, chosen, listener)
 
 
 def _with_head(stack: ExitStack, item: Input, path: Path) -> Checkpoint:

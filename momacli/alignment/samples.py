@@ -1,6 +1,6 @@
 """Each task's samples, and what its fine-tuned encoder makes of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from momacli.adapters.checkpoint import AdaptedCheckpoint
 from momacli.alignment.fit import TaskData, encode_all
-from momacli.alignment.inputs import Inputs
+from momacli.alignment.inputs import Sources
 from momacli.checkpoint.multitask import TaskModel
 from momacli.checkpoint.plan import Expert
 from momacli.checkpoint.reader import Checkpoint
@@ -22,7 +22,7 @@ from momacli.models.separate_head import SeparateHead
 
 
 def prepare_tasks(
-    inputs: Inputs, classifier: Classifier | SeparateHead, reading: Reading, cache: FeatureCache
+    inputs: Sources, classifier: Classifier | SeparateHead, reading: Reading, cache: FeatureCache
 ) -> list[TaskData]:
     """Prepare each task's samples and its fine-tuned features, one encoder at a time.
 
@@ -32,35 +32,66 @@ def prepare_tasks(
     told: set[str] = set()
     for task, model in inputs.model.tasks.items():
         assert model.description is not None
-        source = inputs.data[task]
         samples = load_samples(
-            source, model.description, task, reading, told=told, listener=inputs.listener
+            inputs.data[task], model.description, task, reading, told=told, listener=inputs.listener
         )
-
-        def batch(indices: Tensor, samples: Samples = samples) -> dict[str, Tensor]:
-            values = samples.batch(indices)
-            return {key: value.to(inputs.device) for key, value in values.items()}
-
-        expert = inputs.experts[task]
-        prepared: dict[str, Any] = {**samples.preparation, **_processor(model)}
-        prepared["config"] = dict(model.description.config)
-        weights = expert.checkpoint.sha256()
-        if expert.is_task_vector or isinstance(expert.checkpoint, AdaptedCheckpoint):
-            weights = weights | {f"base/{k}": v for k, v in inputs.base.sha256().items()}
-        key = feature_key(weights, prepared, samples.files, source)
-        features = cache.get(key, len(samples))
         if not tasks:
-            classifier.find_head(batch(torch.arange(min(4, len(samples)))))
-        head = classifier.head(reader(model), model.keys)
-        data = TaskData(task, len(samples), batch, torch.empty(0, 0), head, samples.padding)
-        if features is None:
-            classifier.load_encoder(_expert_reader(expert, inputs.base))
-            features = encode_all(
-                classifier, [data], f"fine-tuned features of {task}", inputs.listener
-            )[0]
-            cache.put(key, features)
-        tasks.append(replace(data, finetuned=features.to(inputs.device)))
+            few = batches(samples, inputs.device)(torch.arange(min(4, len(samples))))
+            classifier.find_head(few)
+        tasks.append(finetuned_task(inputs, classifier, task, samples, cache))
     return tasks
+
+
+def finetuned_task(
+    inputs: Sources,
+    classifier: Classifier | SeparateHead,
+    task: str,
+    samples: Samples,
+    cache: FeatureCache,
+) -> TaskData:
+    """A task's samples with its fine-tuned features, from the cache or through its encoder.
+
+    The classifier knows its head already; it is left with the expert's encoder if it had to be.
+    """
+    model, expert = inputs.model.tasks[task], inputs.experts[task]
+    weights = expert.checkpoint.sha256()
+    if expert.is_task_vector or isinstance(expert.checkpoint, AdaptedCheckpoint):
+        weights = weights | {f"base/{k}": v for k, v in inputs.base.sha256().items()}
+    key = samples_key(weights, model, samples, inputs.data[task])
+    features = cache.get(key, len(samples))
+    data = TaskData(
+        task,
+        len(samples),
+        batches(samples, inputs.device),
+        torch.empty(0, 0),
+        classifier.head(reader(model), model.keys),
+        samples.padding,
+    )
+    if features is None:
+        classifier.load_encoder(_expert_reader(expert, inputs.base))
+        stage = f"fine-tuned features of {task}"
+        features = encode_all(classifier, [data], stage, inputs.listener)[0]
+        cache.put(key, features)
+    return replace(data, finetuned=features.to(inputs.device))
+
+
+def batches(samples: Samples, device: torch.device) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Return what gives the samples of some indices [n] as a model on the device takes them."""
+
+    def batch(indices: Tensor) -> dict[str, Tensor]:
+        return {key: value.to(device) for key, value in samples.batch(indices).items()}
+
+    return batch
+
+
+def samples_key(
+    weights: Mapping[str, str], model: TaskModel, samples: Samples, source: Path
+) -> str:
+    """The key of the features that an encoder of these weights' SHA-256 makes of samples."""
+    assert model.description is not None
+    prepared: dict[str, Any] = {**samples.preparation, **_processor(model)}
+    prepared["config"] = dict(model.description.config)
+    return feature_key(weights, prepared, samples.files, source)
 
 
 def _processor(model: TaskModel) -> dict[str, str]:
