@@ -7,10 +7,10 @@ from typing import Any
 
 from momacli.checkpoint.naming import find_base, named_inputs
 from momacli.checkpoint.nonfinite import Tolerated
-from momacli.checkpoint.plan import Vocab
 from momacli.errors import UsageError
-from momacli.merging.output import MergeReport, Writing, write
-from momacli.merging.prepare import Scope, prepare
+from momacli.merging.output import Writing, write
+from momacli.merging.prepare import prepare
+from momacli.merging.report import MergeReport
 from momacli.methods._catalog import known_method, load_method
 from momacli.progress import Listener, ignore
 from momacli.recipes.rules import Rule
@@ -24,14 +24,14 @@ def merge(
     output: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     weights: Sequence[float] | Mapping[str, float] | None = None,
-    scope: Scope | None = None,
+    scope: str | None = None,
     rules: Sequence[Rule] = (),
     seed: int = 0,
     dtype: str | None = None,
     exclude: Sequence[str] = (),
     heads: Sequence[str] = (),
     config: str | Path | None = None,
-    vocab: Vocab | None = None,
+    vocab: str | None = None,
     max_shard_size: str | None = None,
     other_base: bool = False,
     allow_nonfinite: bool = False,
@@ -49,8 +49,8 @@ def merge(
         language models; default `merged/` where all experts are folders, else `merged.safetensors`.
     options: of the method, such as {"lam": 0.3, "density": 0.2}.
     weights: one per expert in the order given, or by task name, then 1 for the others.
-    scope: whether statistics of a method with a first pass are of the whole model (the
-        default) or of each tensor by itself.
+    scope: whether statistics of a method with a first pass are of the whole model ("global",
+        the default) or of each tensor by itself ("tensor").
     rules: other options and weights for single tensors, found by glob patterns.
     seed: of the methods that draw random numbers.
     dtype: of the merged tensors, default the base's; also allows inputs of different types.

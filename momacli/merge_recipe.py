@@ -25,8 +25,9 @@ from momacli.checkpoint.provenance import (
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import CheckpointError, UsageError
-from momacli.merging.output import MergeReport, Writing, write
+from momacli.merging.output import Writing, write
 from momacli.merging.prepare import Merging, prepare
+from momacli.merging.report import MergeReport
 from momacli.progress import Listener, Notice, ignore
 from momacli.recipes.computed import MergedCheckpoint, OriginCheckpoint, StackedCheckpoint
 from momacli.recipes.described import stacked_description

@@ -83,7 +83,7 @@ def verify(
             recipe = replace(recipe, tool=recorded.tool)
             what = find_difference(made, recipe, parts)
             others = tuple(other_files(made, recipe, parts))
-        except _Different as found:
+        except _DifferenceError as found:
             what, others = found.what, ()
         seconds = time.monotonic() - started
         return VerifyReport(
@@ -123,7 +123,8 @@ def _merge_again(
     stack: ExitStack, recorded: Recipe, place: Path, comparison: "_Comparison", listener: Listener
 ) -> _SaidOfItself:
     from momacli.merge_recipe import prepared_again
-    from momacli.merging.output import compute, said_of_itself
+    from momacli.merging.computing import compute
+    from momacli.merging.job import said_of_itself
 
     merging = prepared_again(stack, recorded, place)
     compute(merging, comparison, listener)
@@ -164,7 +165,9 @@ def _absorb_again(
     return recipe_at(place, folded, folded.sha256()), parts_of(model, folded)
 
 
-class _Different(Exception):  # noqa: N818 - a way out of the computation, no error
+class _DifferenceError(Exception):
+    """The way out of a computation whose result is known to differ."""
+
     def __init__(self, what: str):
         self.what = what
 
@@ -194,7 +197,7 @@ class _Comparison:
         """Compare values of a head tensor of one task."""
         values = _tensor(values)
         if task not in self._made.tasks:
-            raise _Different(f"task {shown(task)}: not in it")
+            raise _DifferenceError(f"task {shown(task)}: not in it")
         model = self._made.tasks[task]
         self._check_known(model, name)
         self._compare(model, name, values, self._position[task, name])
@@ -206,9 +209,9 @@ class _Comparison:
             for name, entry in self._entries[task].items():
                 keys = [key for key in ((None, name), (task, name)) if key in self._position]
                 if not keys:
-                    raise _Different(f"{self._shown(model, name)}: not made by its recipe")
+                    raise _DifferenceError(f"{self._shown(model, name)}: not made by its recipe")
                 if self._position[keys[0]] != entry.elements:
-                    raise _Different(f"{self._shown(model, name)}: of another shape")
+                    raise _DifferenceError(f"{self._shown(model, name)}: of another shape")
 
     def _advance(self, task: str | None, name: str, values: "Tensor") -> None:
         self.tensors += (task, name) not in self._position or not self._position[task, name]
@@ -216,27 +219,27 @@ class _Comparison:
 
     def _check_known(self, model: TaskModel, name: str) -> None:
         if name not in model.keys:
-            raise _Different(f"{self._shown(model, name)}: missing")
+            raise _DifferenceError(f"{self._shown(model, name)}: missing")
 
     def _compare(self, model: TaskModel, name: str, values: "Tensor", start: int) -> None:
         import torch
 
         found, key = self._entries[model.task][name], model.keys[name]
         if start + values.numel() > found.elements:
-            raise _Different(f"{self._shown(model, name)}: of another shape")
+            raise _DifferenceError(f"{self._shown(model, name)}: of another shape")
         if values.dtype == torch.uint8 and found.dtype != "U8":  # elements of four or six bits
             written = model.checkpoint.read(key)
         else:
             written = model.checkpoint.read_range(key, start, start + values.numel())
         flat = values.reshape(-1).contiguous()
         if written.dtype != flat.dtype:
-            raise _Different(
+            raise _DifferenceError(
                 f"{self._shown(model, name)}: expected {_word(flat)}, found {_word(written)}"
             )
         same = flat.view(torch.uint8) == written.reshape(-1).view(torch.uint8)
         if not bool(same.all()):
             where = next(_differing(same, flat.element_size()))
-            raise _Different(
+            raise _DifferenceError(
                 f"{self._shown(model, name)}: element {start + where} is "
                 f"{written[where].item()}, expected {flat[where].item()}"
             )

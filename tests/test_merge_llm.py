@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from momacli.cli.merge import summary_lines
+from momacli.cli.merge_summary import summary_lines
 from momacli.errors import ConflictError, UsageError
 from momacli.merge import merge
 from momacli.merge_recipe import merge_like

@@ -10,7 +10,7 @@ from momacli.cli.options import AsJson, Force
 from momacli.errors import UsageError
 
 if TYPE_CHECKING:
-    from momacli.merging.output import MergeReport
+    from momacli.merging.report import MergeReport
 
 EPILOG = "Example: moma merge ckpts/*.safetensors --method ties --density 0.2"
 
@@ -200,13 +200,13 @@ def merge(
             output=output,
             options=options,
             weights=factors,
-            scope=scope,  # type: ignore[arg-type]  # the verb refuses all but its two words
+            scope=scope,
             seed=seed,
             dtype=dtype,
             exclude=exclude or [],
             heads=heads or [],
             config=config,
-            vocab=vocab,  # type: ignore[arg-type]  # the verb refuses all but its two words
+            vocab=vocab,
             max_shard_size=max_shard_size,
             other_base=other_base,
             allow_nonfinite=allow_nonfinite,
@@ -259,6 +259,7 @@ def _repeat(made: str, output: str | None, writing: Mapping[str, Any], *, as_jso
 
 def _show(report: "MergeReport", *, as_json: bool) -> None:
     from momacli.cli.console import is_follower, print_json, print_path, say
+    from momacli.cli.merge_summary import summary_lines
 
     if is_follower():
         return
@@ -310,45 +311,3 @@ def _weights(text: str) -> list[float] | dict[str, float]:
     if plain and named:
         raise UsageError("--weights: give a name to every number or to none")
     return named or plain
-
-
-def summary_lines(report: "MergeReport") -> list[str]:
-    """What a merge did, for people."""
-    from momacli.cli.console import amount, duration, names, settings
-
-    doing = "would merge" if report.dry_run else "merged"
-    how = f" ({settings(report.parameters)})" if report.parameters else ""
-    experts = "1 expert" if len(report.tasks) == 1 else f"{len(report.tasks)} experts"
-    tensors = [f"{report.merged} merged ({amount(report.merged_parameters)} parameters)"]
-    if report.copied:
-        tensors.append(f"{len(report.copied)} from the base ({names(report.copied)})")
-    if report.carried:
-        tensors.append(f"{report.carried} of heads carried along")
-    lines = [
-        f"{doing} {experts} by {report.method}{how}",
-        f"  base     {report.base}",
-        f"  experts  {names(report.tasks, 20)}",
-        f"  tensors  {', '.join(tensors)}",
-    ]
-    if report.left_out:
-        lines.append(f"  left out {len(report.left_out)} of experts: {names(report.left_out)}")
-    if report.base_head:
-        lines.append(f"  left out the base's own head: {names(report.base_head)}")
-    if report.stored_bits is not None:
-        masks = amount(-(-report.stored_bits // 8), "bytes")
-        lines.append(f"  stored   {masks} would tell the tasks apart, beside one multi-task vector")
-    if report.changed_share is not None:
-        lines.append(f"  changed  {report.changed_share:.1%} of the merged parameters")
-    size = amount(report.nbytes, "bytes")
-    if report.dry_run:
-        lines.append(f"  input    {amount(report.bytes_read, 'bytes')} in each pass")
-        lines.append(f"  output   {report.output} ({size})")
-        memory = amount(report.memory, "bytes")
-        expected = "" if report.estimate is None else f", {duration(report.estimate)} or so"
-        lines.append(f"  needs    about {memory} of memory{expected}")
-    else:
-        lines.append(f"  wrote    {report.output} ({size}) in {duration(report.seconds)}")
-        rate = amount(report.bytes_read / max(report.seconds, 1e-3), "bytes")
-        peak = amount(report.memory, "bytes")
-        lines.append(f"  speed    {rate}/s of input, peak memory {peak}")
-    return lines
