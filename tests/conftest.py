@@ -4,10 +4,15 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+import torch
 from jaxtyping import install_import_hook
+from safetensors.torch import load_file, save_file
+from tiny_models import CLASSES
 
 os.environ["MOMA_DIGESTS"] = "off"  # nothing is left in the user's cache folder
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests run
+torch.set_num_threads(1)  # tests run side by side
 
 _CHECKED = (
     "momacli.methods",
@@ -20,11 +25,6 @@ _CHECKED = (
     "momacli.models.interface",
 )
 install_import_hook(_CHECKED, "beartype.beartype")  # before any of them is imported
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from tiny_models import CLASSES  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,14 +53,14 @@ def folder(tmp_path: Path) -> Path:
 def moma(folder: Path) -> Moma:
     """Run the command in that folder."""
 
-    def execute(*arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
+    def execute(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [*COMMAND, *arguments],
             capture_output=True,
             text=True,
             timeout=100,
             check=False,
-            **({"cwd": folder} | options),  # type: ignore[call-overload]
+            **({"cwd": folder} | options),
         )
 
     return execute

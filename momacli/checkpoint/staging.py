@@ -47,7 +47,7 @@ def staged_file(target: Path) -> Iterator[Path]:
             yield staged
             os.fsync(descriptor)
             _check_ours(target, staged, descriptor)
-            os.replace(staged, place)  # noqa: PTH105 - the call whose atomicity we rely on
+            staged.replace(place)  # atomic: rename(2)
         _sync_folder(place.parent)
 
 

@@ -149,7 +149,7 @@ def _below(
     while pending:
         current, above = pending.pop()
         try:
-            status = os.stat(current)  # noqa: PTH116 - a Path each would take most of the time
+            status = Path(current).stat()
             known = status.st_dev, status.st_ino
             if known in read:
                 if known not in above:

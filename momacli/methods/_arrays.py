@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Merge(Protocol):
     """A merge of task vectors [T, *shape] to one of [*shape], of the kind they are."""
 
+    takes_arrays: bool  # which is how the engine knows
+
     @overload
     def __call__(self, task_vectors: "Tensor", **options: Any) -> "Tensor": ...
 
@@ -34,8 +36,9 @@ def on_arrays(function: Callable[..., Array]) -> Merge:
         merged = np.asarray(function(as_array(task_vectors), **plain))
         return as_tensor(merged).to(task_vectors.device)
 
-    merge.takes_arrays = True  # type: ignore[attr-defined]  # how the engine knows
-    return cast("Merge", merge)
+    made = cast("Merge", merge)
+    made.takes_arrays = True
+    return made
 
 
 def on_entries(function: Callable[..., Array]) -> Merge:

@@ -7,7 +7,7 @@ encoder (a pooler, the choice of a token).
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,9 @@ from momacli.models.factory import build, build_network, quiet
 from momacli.models.heads import Recording, RestOfHead, linear_layers, record
 from momacli.models.interface import Batch, Head
 from momacli.models.layout import head_names, sized_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Network:
@@ -193,7 +196,7 @@ def checkpoint_names(module: nn.Module) -> dict[str, str]:
         return {name: name for name in names}
     numbered = {name: torch.tensor([index]) for index, name in enumerate(names)}
     with tempfile.TemporaryDirectory() as folder, quiet():
-        module.save_pretrained(folder, state_dict=numbered)  # type: ignore[operator]  # nn.Module's types hide it
+        cast("PreTrainedModel", module).save_pretrained(folder, state_dict=numbered)
         with Checkpoint.open(Path(folder)) as saved:
             numbers = {int(saved.read(key)): key for key in saved.entries}
     return {numbers[index]: name for index, name in enumerate(names) if index in numbers}

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from momacli.models.factory import build, quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _CONFIG: Mapping[str, Any] = {
     "architectures": ["ViTForImageClassification"],
@@ -20,15 +22,19 @@ _CONFIG: Mapping[str, Any] = {
 }
 
 
-def small_vit(classes: Sequence[str], *, image_size: int, patch_size: int, seed: int) -> nn.Module:
+def small_vit(
+    classes: Sequence[str], *, image_size: int, patch_size: int, seed: int
+) -> "PreTrainedModel":
     """Build one with random weights. The global random state is left as it was."""
     sizes = {"image_size": image_size, "patch_size": patch_size}
     return _seeded({**_CONFIG, **sizes, **_labels(classes)}, seed)
 
 
-def with_new_head(model: nn.Module, classes: Sequence[str], *, seed: int) -> nn.Module:
+def with_new_head(
+    model: "PreTrainedModel", classes: Sequence[str], *, seed: int
+) -> "PreTrainedModel":
     """Copy the encoder of such a model under a classifier with random weights."""
-    config: dict[str, Any] = model.config.to_dict()  # type: ignore[operator, union-attr]  # nn.Module's types hide it
+    config: dict[str, Any] = model.config.to_dict()
     copy = _seeded({**config, **_labels(classes)}, seed)
     encoder = {
         key: value for key, value in model.state_dict().items() if not key.startswith("classifier.")
@@ -37,10 +43,10 @@ def with_new_head(model: nn.Module, classes: Sequence[str], *, seed: int) -> nn.
     return copy
 
 
-def save_small_vit(model: nn.Module, folder: Path) -> None:
+def save_small_vit(model: "PreTrainedModel", folder: Path) -> None:
     """Write weights and config, to be loaded with `from_pretrained`."""
     with quiet():
-        model.save_pretrained(folder)  # type: ignore[operator]  # nn.Module's types hide it
+        model.save_pretrained(folder)
 
 
 def save_image_processor(folder: Path, *, image_size: int) -> None:
@@ -59,7 +65,7 @@ def _labels(classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _seeded(config: Mapping[str, Any], seed: int) -> nn.Module:
+def _seeded(config: Mapping[str, Any], seed: int) -> "PreTrainedModel":
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(config)

@@ -1,11 +1,9 @@
 """The same adapters put in the same network by peft, which shares no line with moma.
 
-peft is no dependency. MOMA_TEST_PEFT_PYTHON names an interpreter that has it (0.18 or later);
-without it, the one of this test is tried.
+peft is no dependency of moma, but of its development.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +15,6 @@ from safetensors.torch import load_file
 
 from momacli.adapters.checkpoint import with_adapter
 from momacli.checkpoint.reader import Checkpoint
-
-PYTHON = os.environ.get("MOMA_TEST_PEFT_PYTHON", sys.executable)
 
 _RUN_MANY = """
 import json, sys, warnings
@@ -100,15 +96,8 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the base, the adapter and the merged model of every case, made by peft."""
-    try:
-        probe = [PYTHON, "-c", "import peft"]
-        missing = subprocess.run(probe, capture_output=True, check=False).returncode
-    except OSError:
-        missing = 1
-    if missing:
-        pytest.skip(f"{PYTHON} has no peft: name one that has it in MOMA_TEST_PEFT_PYTHON")
     folder = tmp_path_factory.mktemp("peft")
-    subprocess.run([PYTHON, "-c", _RUN_MANY, json.dumps(CASES)], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-c", _RUN_MANY, json.dumps(CASES)], cwd=folder, check=True)
     return folder
 
 

@@ -1,6 +1,7 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from raw_files import open_files
@@ -167,9 +168,9 @@ def test_where_the_system_has_no_preadv_the_same_bytes_are_read(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delattr(os, "preadv")
-    namespace = {"__name__": "without_preadv"}
+    namespace: dict[str, Any] = {"__name__": "without_preadv"}
     exec(compile(Path(source_module.__file__).read_text(), "source.py", "exec"), namespace)
 
-    with namespace["Source"](path) as source:  # type: ignore[operator]
+    with namespace["Source"](path) as source:
         assert read(source, 10, 20) == bytes(range(20, 30))
         assert read(source, 100, 0) == bytes(range(100))

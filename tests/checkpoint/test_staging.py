@@ -201,7 +201,7 @@ def test_a_folder_is_never_missing_while_it_is_replaced(tmp_path: Path):
 
     def watch() -> None:
         while not done.is_set():
-            if not os.path.isdir(target):  # noqa: PTH112 - as fast as can be
+            if not target.is_dir():
                 missing.append(time.monotonic())
 
     watcher = threading.Thread(target=watch)

@@ -2,6 +2,8 @@ import gzip
 import json
 import sys
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from momacli.data.leaving_out import LeftOut
@@ -136,9 +138,9 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_parquet_is_read_by_column(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pyarrow.table({"text": TEXTS, "label": [0, 1, 2]}), tmp_path / "t.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": TEXTS, "label": [0, 1, 2]}), tmp_path / "t.parquet"
+    )
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
     table = read_table(tmp_path / "t.parquet", Columns(), labeled=True)
 

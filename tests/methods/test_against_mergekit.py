@@ -35,7 +35,7 @@ for tool, config, output in json.loads(sys.argv[1]):
         raise result.exception
 """
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.mergekit
 
 LAYERS = 5
 NEAR = ("a", "b", "c")
@@ -63,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tiny Llama folders, base and experts, of unequal depth of change."""
     reason = why_not()
     if reason is not None:
-        pytest.skip(reason)
+        pytest.fail(reason)
     root = tmp_path_factory.mktemp("models")
     generator = torch.Generator().manual_seed(0)
     base = {name: torch.randn(shape, generator=generator) for name, shape in shapes().items()}
