@@ -17,8 +17,8 @@ from momacli.checkpoint.index import read_json
 from momacli.checkpoint.naming import choose_output
 from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG
 from momacli.checkpoint.provenance import KEY, UNKNOWN_DIGEST, Input, Recipe, relative_path
-from momacli.checkpoint.reader import ADAPTER_CONFIG, INDEX
 from momacli.checkpoint.staging import staged_file, staged_folder
+from momacli.checkpoint.weight_files import ADAPTER_CONFIG, INDEX
 from momacli.checkpoint.writer import CheckpointWriter
 from momacli.errors import CheckpointError, UsageError
 from momacli.pickles.layouts import Item, Layout, find_layout, plain_items

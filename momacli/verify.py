@@ -17,7 +17,7 @@ from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.multitask_writer import TaskPart
 from momacli.checkpoint.provenance import Recipe, input_path
-from momacli.checkpoint.reader import is_model_folder
+from momacli.checkpoint.weight_files import is_model_folder
 from momacli.errors import CheckpointError, ConflictError, UsageError
 from momacli.progress import Listener, ignore
 

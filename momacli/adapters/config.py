@@ -13,7 +13,8 @@ from typing import Any
 
 from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.index import read_json
-from momacli.checkpoint.reader import ADAPTER_CONFIG, Checkpoint, is_adapter
+from momacli.checkpoint.reader import Checkpoint, is_adapter
+from momacli.checkpoint.weight_files import ADAPTER_CONFIG
 from momacli.errors import CheckpointError
 
 _SHARED = {

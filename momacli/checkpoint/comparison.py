@@ -15,9 +15,9 @@ from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.multitask_writer import TaskPart, beside_weights
 from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG
 from momacli.checkpoint.provenance import KEY, Recipe
-from momacli.checkpoint.reader import INDEX
 from momacli.checkpoint.sentence_transformers import FILES as SENTENCE_FILES
 from momacli.checkpoint.source import Source
+from momacli.checkpoint.weight_files import INDEX
 
 _LOADED = frozenset((CONFIG, OPEN_CLIP_CONFIG, INDEX, *COMPANIONS, *SENTENCE_FILES))
 """Files that programs load with a model of their own accord."""

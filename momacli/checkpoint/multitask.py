@@ -19,7 +19,8 @@ from momacli.checkpoint.naming import BASE_NAMES
 from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from momacli.checkpoint.plan import TASK_HEADS
 from momacli.checkpoint.provenance import Recipe, decode_recipe
-from momacli.checkpoint.reader import INDEX, SINGLE, Checkpoint
+from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.weight_files import INDEX, SINGLE
 from momacli.errors import CheckpointError
 
 ENCODER_SHARD = "model-00001-of-00002.safetensors"

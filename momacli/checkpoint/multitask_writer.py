@@ -16,9 +16,9 @@ from momacli.checkpoint.multitask import ENCODER_SHARD, HEAD_SHARD
 from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG
 from momacli.checkpoint.plan import TASK_HEADS
 from momacli.checkpoint.provenance import KEY, Recipe
-from momacli.checkpoint.reader import INDEX, SINGLE
 from momacli.checkpoint.sharded_writer import ShardedWriter, sharded_writer
 from momacli.checkpoint.staging import staged_file, staged_folder
+from momacli.checkpoint.weight_files import INDEX, SINGLE
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 
 if TYPE_CHECKING:

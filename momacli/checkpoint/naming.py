@@ -13,14 +13,9 @@ from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import read_header
 from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG
 from momacli.checkpoint.provenance import KEY, is_task_name
-from momacli.checkpoint.reader import (
-    ADAPTER_CONFIG,
-    INDEX,
-    Checkpoint,
-    is_model_folder,
-    task_name,
-)
+from momacli.checkpoint.reader import Checkpoint, task_name
 from momacli.checkpoint.sentence_transformers import FILES as SENTENCE_FILES
+from momacli.checkpoint.weight_files import ADAPTER_CONFIG, INDEX, is_model_folder
 from momacli.errors import CheckpointError, ConflictError, MomaError, OutputError, UsageError
 
 _DESCRIBING = (CONFIG, OPEN_CLIP_CONFIG, ADAPTER_CONFIG, INDEX)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from momacli.checkpoint.escaping import shown
-from momacli.checkpoint.reader import INDEX, SINGLE
+from momacli.checkpoint.weight_files import INDEX, SINGLE
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 from momacli.errors import UsageError
 

@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.header import is_pickle
 from momacli.checkpoint.open_clip_folder import OPEN_CLIP_WEIGHTS
-from momacli.checkpoint.reader import ADAPTER, SINGLE
 from momacli.checkpoint.source import Source
+from momacli.checkpoint.weight_files import ADAPTER, SINGLE
 from momacli.errors import CheckpointError, ConflictError
 
 BASE = "zeroshot"
