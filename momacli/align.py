@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from momacli.alignment.inputs import Inputs
     from momacli.data.features import FeatureCache
     from momacli.data.folders import Data
-    from momacli.models.classification import Classifier
-    from momacli.models.separate_head import SeparateHead
 
 DEFAULT_INPUTS = ("merged", "merged.safetensors")
 
@@ -162,9 +160,9 @@ def _run(
     from momacli.alignment.fit import fit_alignment
     from momacli.alignment.headroom import find_headroom
     from momacli.alignment.resume import Keeper, state_key
-    from momacli.alignment.samples import prepare_tasks, reader
+    from momacli.alignment.samples import open_network, prepare_tasks, reader
 
-    classifier = _classifier(inputs)
+    classifier = open_network(inputs)
     tasks = prepare_tasks(inputs, classifier, reading, cache)
     _check_absorbable(settings, tasks)
     headroom = find_headroom(inputs, settings)
@@ -286,20 +284,6 @@ def _check_absorbable(settings: Settings, tasks: Sequence["TaskData"]) -> None:
             "features",
             hint="with such heads, as of CLIP, only orthogonal transforms keep what was fitted",
         )
-
-
-def _classifier(inputs: "Inputs") -> "Classifier | SeparateHead":
-    """Build the network of the first task, which all tasks' encoders fit."""
-    from momacli.alignment.samples import reader
-    from momacli.models.families import open_classifier
-
-    first = inputs.first
-    assert first.description is not None
-    classifier = open_classifier(
-        first.description.config, first.entries, heads=inputs.recipe.heads, device=inputs.device
-    )
-    classifier.load(reader(first), first.keys, source=str(inputs.model.path))
-    return classifier
 
 
 def _verify(inputs: "Inputs", tasks: Sequence["TaskData"], fitted: "Fitted") -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Accuracy of a model on labeled folders, task by task."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from momacli.data.reading import Reading
 from momacli.errors import DataError, ModelError
 from momacli.models.device import choose_device
 from momacli.progress import Listener, Progress, ignore
+from momacli.statistics.score import Score
 
 if TYPE_CHECKING:
     import torch
@@ -25,28 +25,6 @@ if TYPE_CHECKING:
     from momacli.models.separate_head import SeparateHead
 
 _BATCH = 64
-_Z = 1.959963984540054  # the normal distribution's 97.5 % point
-
-
-@dataclass(frozen=True)
-class Score:
-    """Correct answers out of all, and the accuracy's 95 % Wilson score interval."""
-
-    correct: int
-    total: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct answers, 0 to 1."""
-        return self.correct / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Lower and upper end of the 95 % interval (Wilson 1927)."""
-        n, p = self.total, self.accuracy
-        centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
-        return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,19 @@ from momacli.data.features import FeatureCache, feature_key
 from momacli.data.loading import Samples, load_samples
 from momacli.data.reading import Reading
 from momacli.models.classification import Classifier
+from momacli.models.families import open_classifier
 from momacli.models.separate_head import SeparateHead
+
+
+def open_network(sources: Sources) -> Classifier | SeparateHead:
+    """Build the network of the first task, which all tasks' encoders fit."""
+    first = sources.first
+    assert first.description is not None
+    classifier = open_classifier(
+        first.description.config, first.entries, heads=sources.recipe.heads, device=sources.device
+    )
+    classifier.load(reader(first), first.keys, source=str(sources.model.path))
+    return classifier
 
 
 def prepare_tasks(
