@@ -17,9 +17,10 @@ from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import UsageError
 from momacli.recipes.computed import StackedCheckpoint, layer_list
 from momacli.recipes.layers import layer_lists
-from momacli.recipes.mergekit_methods import METHODS, PARAMETERS, Kind, TensorValues, translated
+from momacli.recipes.mergekit_methods import METHODS, PARAMETERS
 from momacli.recipes.mergekit_models import find_model, model_name
 from momacli.recipes.mergekit_slices import Place, Places, Slice, Source, own_name
+from momacli.recipes.mergekit_steps import Kind, TensorValues, translated
 from momacli.recipes.mergekit_values import Settings, check_setting, evaluate
 from momacli.recipes.steps import File, Layers, MergeRecipe, Stack
 from momacli.recipes.yaml_file import read_yaml

@@ -1,158 +1,15 @@
-"""mergekit's methods in terms of moma's.
+"""mergekit's methods in terms of moma's: their parameters, and what each becomes.
 
-Its generalized task arithmetic prunes each task vector with a density of its own, then sums
-them with or without an election of signs: here a step of pruning for each expert and one that
-joins them, or a single step where one method does both. Methods that know no base take the weights
-themselves for task vectors, from zero.
-
-Where moma's method is not mergekit's to the last digit, the method's own file says in what;
-random masks agree in distribution only.
+Methods that know no base take the weights themselves for task vectors, from zero. Where moma's
+method is not mergekit's to the last digit, the method's own file says in what; random masks
+agree in distribution only.
 """
 
-import json
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
 
 from momacli.errors import UsageError
+from momacli.recipes.mergekit_steps import Kind, Options, Prune, Settings, TensorValues
 from momacli.recipes.mergekit_values import Parameter
-from momacli.recipes.rules import Rule
-from momacli.recipes.steps import File, Model, Origin, Result, Stack, Step
-
-_Options = Mapping[str, Any]
-_Settings = tuple[_Options, Mapping[str, float] | None]  # of one tensor
-
-
-@dataclass(frozen=True)
-class TensorValues:
-    """What a configuration says of one tensor: of all models, and of each expert."""
-
-    elements: int
-    shared: Mapping[str, Any]
-    experts: Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One of mergekit's methods: its inputs, its parameters, and how moma does the same."""
-
-    name: str
-    base: Literal["required", "optional", "none"]
-    method: str  # moma's
-    join: Callable[[TensorValues], _Settings]  # that method's options and weights
-    shared: Mapping[str, Parameter] = field(default_factory=dict)
-    per_expert: Mapping[str, Parameter] = field(default_factory=dict)
-    least: int = 1  # experts, the base not counted where there is one
-    most: int = 1_000_000
-    prune: "Prune | None" = None
-    in_one: bool = False  # the method that prunes also joins, where all are pruned alike
-    note: str | None = None
-
-    @property
-    def known(self) -> set[str]:
-        """Names of its parameters."""
-        return {*self.shared, *self.per_expert}
-
-    @property
-    def expected(self) -> str:
-        """The number of experts, for people."""
-        if self.least == self.most:
-            return f"{self.least} model" + ("s" if self.least > 1 else "")
-        return f"at least {self.least} models"
-
-
-@dataclass(frozen=True)
-class Prune:
-    """A method that thins out one task vector: the options for one expert and tensor."""
-
-    method: str
-    options: Callable[[Mapping[str, Any], Mapping[str, Any], int], _Options]
-
-
-def translated(
-    kind: Kind,
-    base: File | Stack | None,
-    experts: Mapping[str, File | Stack],
-    values: Mapping[str, TensorValues],
-    *,
-    dtype: str | None,
-) -> tuple[list[Step], list[str]]:
-    """Return the steps that do what the configuration says, and notes for the reader."""
-    origin = next(iter(experts.values()))
-    start = Model("base", Origin(origin) if base is None else base)
-    models = [Model(name, source) for name, source in experts.items()]
-    if kind.prune is not None and _anything_pruned(values):
-        pruned = {tensor: _pruning(kind.prune, item) for tensor, item in values.items()}
-        if kind.in_one and all(_alike(own) for own in pruned.values()):
-            whole = {t: _in_one(pruned[t], kind.join(item)) for t, item in values.items()}
-            return [_step("", kind.prune.method, start, models, whole, dtype)], []
-        steps = []
-        for model in models:
-            table: dict[str, _Settings] = {t: (own[model.name], None) for t, own in pruned.items()}
-            name = f"{model.name} pruned"
-            steps.append(_step(name, kind.prune.method, start, [model], table, dtype))
-        models = [Model(m.name, Result(f"{m.name} pruned")) for m in models]
-    else:
-        steps = []
-    joined = {tensor: kind.join(item) for tensor, item in values.items()}
-    steps.append(_step("", kind.method, start, models, joined, dtype))
-    return steps, [kind.note] if kind.note else []
-
-
-def _anything_pruned(values: Mapping[str, TensorValues]) -> bool:
-    return any(own["density"] < 1 for item in values.values() for own in item.experts.values())
-
-
-def _pruning(prune: Prune, values: TensorValues) -> dict[str, _Options]:
-    """The options of the pruning of one tensor, by expert."""
-    return {
-        task: prune.options(own, values.shared, values.elements)
-        for task, own in values.experts.items()
-    }
-
-
-def _alike(options: Mapping[str, _Options]) -> bool:
-    first, *others = options.values()
-    return all(other == first for other in others)
-
-
-def _in_one(pruning: Mapping[str, _Options], join: _Settings) -> _Settings:
-    """Settings of a method that prunes and joins: what it keeps, and how that is summed."""
-    options, weights = join
-    how = {key: value for key, value in options.items() if key in ("lam", "aggregate")}
-    return {**next(iter(pruning.values())), **how}, weights
-
-
-def _step(
-    name: str,
-    method: str,
-    base: Model,
-    experts: list[Model],
-    table: Mapping[str, _Settings],
-    dtype: str | None,
-) -> Step:
-    """One step, with rules for the tensors that are not merged like most."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for tensor, settings in table.items():
-        groups[json.dumps(settings, sort_keys=True)].append(tensor)
-    most = max(groups, key=lambda key: len(groups[key]), default="[{}, null]")
-    options, weights = json.loads(most)
-    rules = []
-    for key, tensors in groups.items():
-        if key != most:
-            own, factors = json.loads(key)
-            rules.append(Rule(tuple(map(_escaped, tensors)), own, factors or {}))
-    scope = "tensor" if method == "ties" else None
-    return Step(
-        name, method, base, tuple(experts), options, weights, scope, 0, dtype, (), tuple(rules)
-    )
-
-
-def _escaped(name: str) -> str:
-    """A pattern that matches this name alone."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
 
 # how each method's parameters become options and weights of moma's
 
@@ -167,7 +24,7 @@ def _shares(values: TensorValues) -> dict[str, float]:
     return {task: weight / total for task, weight in weights.items()} if total else weights
 
 
-def _linear(values: TensorValues) -> _Settings:
+def _linear(values: TensorValues) -> Settings:
     if not values.shared["normalize"]:
         return {"lam": 1.0}, _weights(values)
     if sum(_weights(values).values()) == 0:
@@ -175,68 +32,68 @@ def _linear(values: TensorValues) -> _Settings:
     return {"lam": 1.0}, _shares(values)
 
 
-def _passthrough(values: TensorValues) -> _Settings:
+def _passthrough(values: TensorValues) -> Settings:
     scales = {task: own["scale"] for task, own in values.experts.items()}
     return {"lam": 1.0}, {task: 1.0 if s is None else s for task, s in scales.items()}
 
 
-def _sum(values: TensorValues) -> _Settings:
+def _sum(values: TensorValues) -> Settings:
     weights = _weights(values)
     if values.shared["normalize"] and abs(sum(weights.values())) >= 1e-8:
         weights = _shares(values)
     return {"lam": values.shared["lambda"]}, weights
 
 
-def _election(values: TensorValues) -> _Settings:
+def _election(values: TensorValues) -> Settings:
     aggregate = "weighted-mean" if values.shared["normalize"] else "sum"
     options = {"density": 1.0, "lam": values.shared["lambda"], "aggregate": aggregate}
     return options, _weights(values)
 
 
-def _slerp(values: TensorValues) -> _Settings:
+def _slerp(values: TensorValues) -> Settings:
     return {"t": values.shared["t"]}, None
 
 
-def _nuslerp(values: TensorValues) -> _Settings:
+def _nuslerp(values: TensorValues) -> Settings:
     per = "column" if values.shared["nuslerp_row_wise"] else "row"
     return {"per": "tensor" if values.shared["nuslerp_flatten"] else per}, _weights(values)
 
 
-def _multislerp(values: TensorValues) -> _Settings:
+def _multislerp(values: TensorValues) -> Settings:
     weights = _weights(values)
     total = sum(weights.values())
     return {"lam": 1.0 if values.shared["normalize_weights"] else total}, weights
 
 
-def _karcher(values: TensorValues) -> _Settings:
+def _karcher(values: TensorValues) -> Settings:
     steps = int(values.shared["max_iter"])
     return {"center": "base", "max_steps": steps, "tol": values.shared["tol"]}, None
 
 
-def _model_stock(values: TensorValues) -> _Settings:
+def _model_stock(values: TensorValues) -> Settings:
     return {"per": "row" if values.shared["filter_wise"] else "tensor"}, None
 
 
-def _sce(values: TensorValues) -> _Settings:
+def _sce(values: TensorValues) -> Settings:
     density = values.shared["select_topk"]
     if density <= 0:
         raise UsageError(f"sce: select_topk: expected above 0, found {density}")
     return {"density": min(density, 1.0)}, None
 
 
-def _arcee_fusion(_: TensorValues) -> _Settings:
+def _arcee_fusion(_: TensorValues) -> Settings:
     return {}, None
 
 
 # how each kind of pruning becomes one of moma's methods for a single expert
 
 
-def _smallest(own: _Options, shared: _Options, _: int) -> _Options:
+def _smallest(own: Options, shared: Options, _: int) -> Options:
     _refuse_rescale("ties", own, shared)
     return {"density": min(1.0, max(0.0, own["density"])), "lam": 1.0, "aggregate": "sum"}
 
 
-def _outliers(own: _Options, shared: _Options, elements: int) -> _Options:
+def _outliers(own: Options, shared: Options, elements: int) -> Options:
     """The numbers of entries dropped at either end, as mergekit counts them."""
     _refuse_rescale("breadcrumbs", own, shared)
     if own["density"] >= 1 or elements == 0:
@@ -246,14 +103,14 @@ def _outliers(own: _Options, shared: _Options, elements: int) -> _Options:
     return {"beta": low / elements, "gamma": (low + kept) / elements, "lam": 1.0}
 
 
-def _random(own: _Options, shared: _Options, _: int) -> _Options:
+def _random(own: Options, shared: Options, _: int) -> Options:
     if own["density"] <= 0:
         raise UsageError(f"dare: density: expected above 0, found {own['density']}")
     drop = 1 - min(1.0, own["density"])
     return {"drop_rate": drop, "rescale": shared["rescale"], "then": "task_arithmetic", "lam": 1.0}
 
 
-def _magnitude_ranks(own: _Options, shared: _Options, _: int) -> _Options:
+def _magnitude_ranks(own: Options, shared: Options, _: int) -> Options:
     if not shared["rescale"]:
         raise UsageError("della: rescale: false is not supported")
     density = min(1.0, own["density"])
@@ -262,7 +119,7 @@ def _magnitude_ranks(own: _Options, shared: _Options, _: int) -> _Options:
     return {"density": density, "epsilon": epsilon, "rescale": rescale, "lam": 1.0}
 
 
-def _refuse_rescale(name: str, own: _Options, shared: _Options) -> None:
+def _refuse_rescale(name: str, own: Options, shared: Options) -> None:
     if shared["rescale"] and own["density"] < 1:
         raise UsageError(f"{name}: rescale: true is not supported")
 
