@@ -17,7 +17,7 @@ from momacli.checkpoint.blocks import (
     spans,
 )
 from momacli.checkpoint.naming import choose_output, find_base, named_inputs
-from momacli.checkpoint.plan import TASK_HEADS, Expert, MergePlan, check_patterns, plan_merge
+from momacli.checkpoint.plan import TASK_HEADS, Expert, MergePlan
 from momacli.checkpoint.provenance import KEY, Recipe, record_input
 from momacli.checkpoint.staging import staged_file, staged_folder
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
@@ -101,14 +101,7 @@ def task_vector(
         config = Path(config) if config else None
         opened = open_inputs(stack, found_base, named, heads=heads, config=config)
         _refuse_task_vectors(opened.experts)
-        check_patterns("--exclude", exclude, [opened.base, *(e.checkpoint for e in opened.experts)])
-        plan = plan_merge(
-            opened.base,
-            opened.experts,
-            base_heads=opened.base_heads,
-            exclude=exclude,
-            dtype=parse_dtype(dtype) if dtype else None,
-        )
+        plan = opened.plan(exclude, dtype)
         code = parse_dtype(dtype or "float32")
         plan = replace(plan, merged=tuple(replace(spec, dtype=code) for spec in plan.merged))
         target = _choose_output(output, opened, force=force)

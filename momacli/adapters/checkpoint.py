@@ -1,7 +1,6 @@
 """A base with an adapter in it, as a checkpoint that is nowhere on disk."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Set
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from momacli.checkpoint.header import DTYPE_BITS, TensorEntry
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.renaming import RenamedCheckpoint, common_prefix
 from momacli.errors import ConflictError
+from momacli.models.device import one_thread
 from momacli.recipes.computed import ComputedCheckpoint, OriginCheckpoint
 
 if TYPE_CHECKING:
@@ -41,19 +41,6 @@ _TOWERS = 16
 
 _CHUNK = 1 << 18
 """Elements that are adapted at a time: the same rows together however they are asked for."""
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute in this thread alone: on a chunk, waiting for others costs more."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class AdaptedCheckpoint(ComputedCheckpoint):
@@ -167,7 +154,7 @@ class AdaptedCheckpoint(ComputedCheckpoint):
         """The rows of one chunk, flat; the last one is kept, as blocks may end within it."""
         if self._chunk is not None and self._chunk[:2] == (key, number):
             return self._chunk[2]
-        with _one_thread():
+        with one_thread():
             if self._rows is None or self._rows[0] != key:
                 self._rows = None  # its memory goes before the next tensor's comes
                 self._rows = (key, self._ready(key))

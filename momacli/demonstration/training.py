@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from momacli.models.device import one_thread
 from momacli.progress import Listener, Progress, ignore
 
 _WEIGHT_DECAY = 0.01
@@ -48,7 +48,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=_WEIGHT_DECAY)
     batches = _batches(len(labels), schedule.batch_size, seed)
     model.train()
-    with _one_thread():
+    with one_thread():
         for step in range(schedule.steps):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate * schedule.factor(step)
@@ -60,20 +60,6 @@ def train(
             optimizer.step()
             listener(Progress(stage, step + 1, schedule.steps, "steps", {"loss": loss.item()}))
     model.eval()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: sums come out the same anywhere, and small models lose no time.
-
-    With more, their steps take as long, or several times longer where cores are shared.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:

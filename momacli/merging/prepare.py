@@ -6,11 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from momacli.checkpoint.arrays import parse_dtype
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.naming import Named
 from momacli.checkpoint.nonfinite import Tolerated
-from momacli.checkpoint.plan import Expert, Vocab, check_patterns, plan_merge
+from momacli.checkpoint.plan import Expert, Vocab
 from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import UsageError
 from momacli.methods._catalog import Method, load_method
@@ -88,16 +87,7 @@ def prepare(
     if not chosen.ordered:  # a result must not depend on the order of a shell glob
         by_name = sorted(opened.experts, key=lambda expert: expert.name)
         opened = replace(opened, experts=tuple(by_name))
-    check_patterns("--exclude", exclude, [opened.base, *(e.checkpoint for e in opened.experts)])
-    plan = plan_merge(
-        opened.base,
-        opened.experts,
-        base_heads=opened.base_heads,
-        exclude=exclude,
-        dtype=parse_dtype(dtype) if dtype else None,
-        tolerated=tolerated,
-        vocab=_known_vocab(vocab),
-    )
+    plan = opened.plan(exclude, dtype, tolerated=tolerated, vocab=_known_vocab(vocab))
     merged = [spec.name for spec in plan.merged]
     settings = settings_by_tensor(rules, merged, checked, table, names)
     per: Scope = "tensor" if scope == "tensor" else "global"

@@ -4,7 +4,7 @@ import inspect
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,7 @@ from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.writer import TensorSpec
 from momacli.methods._catalog import Method
 from momacli.methods._settings import TensorSettings
+from momacli.models.device import one_thread
 from momacli.progress import Listener, Progress
 from momacli.statistics.suspicion import Suspicion
 
@@ -153,7 +154,7 @@ class StreamedMerge:
         values = {**settings.options, "weights": self._weights(settings)}
         known = {key: value for key, value in values.items() if key in wanted}
         stacks = _Stacks(self.plan, specs, self.method.takes_arrays, listener)
-        with _one_thread(idle=self.method.takes_arrays):
+        with nullcontext() if self.method.takes_arrays else one_thread():
             return self.method.first_pass(stacks, **known)
 
     def tensor(self, spec: TensorSpec, statistic: Any) -> Iterator[Part]:
@@ -171,7 +172,7 @@ class StreamedMerge:
         wanted = [span for spec in specs for span in self._spans(spec, statistics.get(spec.name))]
         elementwise = self.method.elementwise
         piece = piece_size(self.plan) if elementwise and not self._is_alone(statistics) else None
-        with _one_thread(idle=self.method.takes_arrays or not elementwise):
+        with one_thread() if elementwise and not self.method.takes_arrays else nullcontext():
             for span, block in read_blocks(self.plan, wanted, piece=piece):
                 if span.start == 0:
                     given = self._arguments(span.spec.name, statistics.get(span.spec.name))
@@ -267,25 +268,6 @@ class _Stacks:
     def _given(self, block: Block) -> "Array | Tensor":
         taus = block.taus.astype(np.float32, copy=False)
         return taus if self._as_arrays else as_tensor(taus)
-
-
-@contextmanager
-def _one_thread(*, idle: bool) -> Iterator[None]:
-    """Let torch compute in this thread alone: on small blocks, waiting for others costs more.
-
-    idle: torch computes nothing, or large matrices; it is left alone.
-    """
-    if idle:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _add(block: Block, tau: Array) -> Array:

@@ -6,11 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from momacli.adapters.checkpoint import AdaptedCheckpoint, with_adapter
+from momacli.checkpoint.arrays import parse_dtype
 from momacli.checkpoint.description import Description, describe
 from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.naming import Named
-from momacli.checkpoint.plan import Expert, check_patterns, expert_from, task_vector_recipe
+from momacli.checkpoint.nonfinite import Tolerated
+from momacli.checkpoint.plan import (
+    Expert,
+    MergePlan,
+    Vocab,
+    check_patterns,
+    expert_from,
+    plan_merge,
+    task_vector_recipe,
+)
 from momacli.checkpoint.reader import Checkpoint, is_adapter
 from momacli.checkpoint.renaming import RenamedCheckpoint, under_names_of
 from momacli.errors import ConflictError, ModelError, UsageError
@@ -68,6 +78,30 @@ class Inputs:
     def configs(self) -> dict[str, Mapping[str, object]]:
         """The config.json of every task that has one."""
         return {task: item.config for task, item in self.descriptions.items() if item}
+
+    def plan(
+        self,
+        exclude: Sequence[str],
+        dtype: str | None,
+        *,
+        tolerated: Tolerated | None = None,
+        vocab: Vocab | None = None,
+    ) -> MergePlan:
+        """Match experts and base as `plan_merge` does; also refuses patterns that match nothing.
+
+        dtype: the name of a type, such as "bfloat16".
+        """
+        checkpoints = [self.base, *(expert.checkpoint for expert in self.experts)]
+        check_patterns("--exclude", exclude, checkpoints)
+        return plan_merge(
+            self.base,
+            self.experts,
+            base_heads=self.base_heads,
+            exclude=exclude,
+            dtype=parse_dtype(dtype) if dtype else None,
+            tolerated=tolerated,
+            vocab=vocab,
+        )
 
 
 def open_inputs(
