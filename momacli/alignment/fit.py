@@ -5,9 +5,8 @@ tasks together, and a few element-wise passes over its parameters. Fine-tuned en
 needed here: their features come in ready made.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -20,6 +19,7 @@ from momacli.alignment.objectives import feature_distance, logit_divergence
 from momacli.alignment.resume import Keeper, uninterrupted
 from momacli.alignment.settings import Settings
 from momacli.alignment.transforms import PenalisedMatrices, RunningSolution, Transforms
+from momacli.data.order import shuffled
 from momacli.errors import DivergenceError
 from momacli.features.families import FAMILIES, Moments, moments
 from momacli.features.procrustes import polar_factor
@@ -148,7 +148,12 @@ def _descend(
     listener: Listener,
 ) -> None:
     done = _resumed(keeper, masked, transforms, listener)
-    orders = [islice(_shuffled(task, settings), done, None) for task in tasks]
+    orders = [
+        islice(
+            shuffled(one.count, settings.batch_size, seed=settings.seed, task=one.task), done, None
+        )
+        for one in tasks
+    ]
     try:
         while done < settings.steps:
             picked = [next(order) for order in orders]
@@ -218,18 +223,6 @@ def _resumed(
     transforms.restore(step, parts["transforms"])
     listener(Notice(f"going on after step {step}"))
     return step
-
-
-def _shuffled(task: TaskData, settings: Settings) -> Iterator[Tensor]:
-    """Endless batches of indices, every sample once before any comes twice."""
-    text = f"{settings.seed}/{task.task}".encode()
-    seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
-    generator = torch.Generator().manual_seed(seed)
-    size = min(settings.batch_size, task.count)
-    while True:
-        order = torch.randperm(task.count, generator=generator)
-        for start in range(0, task.count - size + 1, size):
-            yield order[start : start + size]
 
 
 def _finite(losses: Sequence[Tensor], tasks: Sequence[TaskData], step: int) -> dict[str, float]:
