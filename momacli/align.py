@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from momacli.data.features import FeatureCache
     from momacli.data.folders import Data
 
-DEFAULT_INPUTS = ("merged", "merged.safetensors")
-
 
 @dataclass(frozen=True)
 class TaskReport:
@@ -96,14 +94,14 @@ def align(
     Raises MomaErrors before any work where inputs do not fit, and DivergenceError if a loss is
     not finite; nothing is written then.
     """
-    from momacli.alignment.inputs import open_inputs
+    from momacli.alignment.inputs import default_input, open_inputs
     from momacli.data.features import FeatureCache, default_cache
 
     started = time.monotonic()
     with ExitStack() as stack:
         inputs = open_inputs(
             stack,
-            Path(merged) if merged is not None else _default_input(),
+            Path(merged) if merged is not None else default_input("align"),
             data,
             device=device,
             output=output,
@@ -132,20 +130,6 @@ def align(
             kept = FeatureCache(Path(cache) if cache else default_cache(), listener=listener)
             report = _run(inputs, report, settings, reading or Reading(), kept, checkpoint_every)
         return replace(report, seconds=time.monotonic() - started)
-
-
-def _default_input() -> Path:
-    found = [Path(name) for name in DEFAULT_INPUTS if Path(name).exists()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(
-            "both merged/ and merged.safetensors are here", hint="say which: moma align merged/"
-        )
-    raise UsageError(
-        "there is no merged/ and no merged.safetensors here",
-        hint="merge first, or give the merged model: moma align PATH --data …",
-    )
 
 
 def _run(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 ALIGNMENT = "alignment.safetensors"
 """The alignment's file in an output folder; an output file has NAME.alignment.safetensors."""
 
+_DEFAULTS = ("merged", "merged.safetensors")
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -53,6 +55,22 @@ class Inputs(Sources):
 
     target: Path
     alignment: Path
+
+
+def default_input(command: str) -> Path:
+    """The merged model in this folder, where the command names none. Raises UsageError."""
+    found = [Path(name) for name in _DEFAULTS if Path(name).exists()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            "both merged/ and merged.safetensors are here",
+            hint=f"say which: moma {command} merged/",
+        )
+    raise UsageError(
+        "there is no merged/ and no merged.safetensors here",
+        hint=f"merge first, or give the merged model: moma {command} PATH --data …",
+    )
 
 
 def open_inputs(
