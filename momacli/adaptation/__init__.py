@@ -1,0 +1,1 @@
+"""Merges whose coefficients or masks are learned by lowering the entropy of answers."""

@@ -1,0 +1,121 @@
+"""Concrete task arithmetic (Tang et al. 2023, arXiv:2312.06173): a shared mask of least entropy.
+
+theta_m = theta_0 + lambda m * sum_t tau_t, where the mask m is drawn anew in each step from
+relaxed Bernoulli distributions, whose logits lower the entropy of the merged model's answers,
+summed over all tasks, by Adam on unlabeled samples.
+
+The published code ends with one random mask and no seed; here `--seed` says which. The mask is
+as large as the model and is not recorded: the output cannot be made again without the data.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from momacli.adaptation.concrete import ConcreteMask
+from momacli.adaptation.ensemble import Ensemble, Merged
+from momacli.adaptation.fit import descend
+from momacli.adaptation.leaves import Leaves
+
+LastMask = Literal["sampled", "expected"]
+
+
+def concrete_task_arithmetic(
+    ensemble: Ensemble,
+    *,
+    lam: float = 0.3,
+    rate: float = 1e-3,
+    steps: int = 2000,
+    batch_size: int = 16,
+    temperature: float = 0.5,
+    logits: float = 0.0,
+    mask: LastMask = "sampled",
+) -> Merged:
+    """Merge with a mask on the multi-task vector that makes the merged model sure.
+
+    lam: factor on the masked sum of the task vectors; 0.3 is the paper's.
+    rate: learning rate of Adam for the mask; 1e-3 is the paper's.
+    steps: 2000 is the paper's.
+    batch_size: samples of each task a step; 16 is the paper's.
+    temperature: of the relaxed Bernoulli distributions; 0.5 is the paper's.
+    logits: of all entries at the start; 0, a probability of one half, is the published scripts'.
+    mask: the last one is "sampled", as in the published code, or "expected", the probabilities.
+    """
+    leaves = Leaves({name: ensemble.network.parameters[name] for name in ensemble.learnable})
+    learned = MaskedSum(ensemble, leaves, lam, rate, logits, temperature)
+    descend(ensemble, learned, steps=steps, batch_size=batch_size)
+    learned.draw_last(mask)
+    learned.place_mask()
+    leaves.release()
+    others = [name for name in ensemble.tensors if name not in leaves.names]
+    return leaves.merged() | {name: _sum(ensemble, name, lam) for name in others}
+
+
+def _sum(ensemble: Ensemble, name: str, lam: float) -> Tensor:
+    """theta_0 + lambda sum_t tau_t of one tensor."""
+    return ensemble.base(name) + lam * ensemble.task_vectors(name).sum(dim=0)
+
+
+class MaskedSum:
+    """The mask on lambda sum_t tau_t. In all eight vectors of the encoder's size, for any T."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        leaves: Leaves,
+        lam: float,
+        rate: float,
+        logits: float,
+        temperature: float,
+    ):
+        self._ensemble, self._leaves, self._rate = ensemble, leaves, rate
+        device = leaves.theta.device
+        others = [name for name in ensemble.tensors if name in ensemble.network.buffers]
+        ensemble.load(lambda name: _sum(ensemble, name, lam), others)
+        self._theta_0, self._tau = torch.empty_like(leaves.theta), torch.empty_like(leaves.theta)
+        for name, part in zip(leaves.names, leaves.slices, strict=True):
+            self._theta_0[part] = ensemble.base(name).reshape(-1).to(device)
+            self._tau[part] = lam * ensemble.task_vectors(name).sum(dim=0).reshape(-1).to(device)
+        self._mask = ConcreteMask(
+            leaves.slices, start=logits, temperature=temperature, device=device
+        )
+        self._taken = 0
+
+    def place(self) -> None:
+        """Draw a mask, and give the encoder theta_m."""
+        self._mask.draw(self._ensemble.generator(f"mask {self._taken}"))
+        self.place_mask()
+
+    def draw_last(self, mask: LastMask) -> None:
+        """Draw the mask that stays, or take the probabilities."""
+        if mask == "sampled":
+            self._mask.draw(self._ensemble.generator("last mask"))
+        else:
+            self._mask.expect()
+
+    @torch.no_grad()
+    def place_mask(self) -> None:
+        """Give the encoder theta_0 + m * lambda sum_t tau_t with the present mask."""
+        for part in self._leaves.slices:
+            product = self._tau[part] * self._mask.mask(part)
+            torch.add(self._theta_0[part], product, out=self._leaves.theta[part])
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the logits by one step of Adam along the encoder's gradient."""
+        for part in self._leaves.slices:
+            h = self._leaves.gradient[part].mul_(self._tau[part])
+            self._mask.step(part, h, rate=self._rate)
+        self._leaves.gradient.zero_()
+        self._taken += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs to go on after the present step."""
+        return {**self._mask.state(), "taken": torch.tensor([self._taken])}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        self._mask.restore(state)
+        self._taken = int(state["taken"])

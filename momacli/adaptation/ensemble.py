@@ -1,0 +1,97 @@
+"""What a merge that sees samples works with: a base, its experts, their heads and samples."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from momacli.alignment.resume import Keeper
+from momacli.data.order import seed_of
+from momacli.models.interface import Batch, Encoder, Head, Padding
+from momacli.progress import Listener, ignore
+
+
+@runtime_checkable
+class Network(Encoder, Protocol):
+    """An encoder whose modules can be watched."""
+
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one task brings: its samples, and the head of its expert."""
+
+    name: str
+    count: int
+    batch: Callable[[Tensor], Batch]  # indices [n] -> inputs on the network's device
+    head: Head
+    padding: Padding = field(default_factory=Padding)  # the same for all tasks
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A base and T experts on one network, read a tensor at a time, in float32.
+
+    Of the tensors to be merged those in `network.parameters` have gradients; the others are
+    running statistics, or take no part in what the network computes.
+    """
+
+    network: Network
+    tensors: Sequence[str]
+    tasks: Sequence[Task]  # one an expert, in their order
+    base: Callable[[str], Tensor]  # theta_0 of a tensor
+    expert: Callable[[int, str], Tensor]  # theta_t of a tensor
+    seed: int = 0
+    keeper: Keeper | None = None  # of what is learned, so that a stopped run goes on
+    listener: Listener = ignore
+
+    @property
+    def learnable(self) -> list[str]:
+        """The tensors that the network differentiates in."""
+        return [name for name in self.tensors if name in self.network.parameters]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(iter(self.network.parameters.values())).device
+
+    def task_vectors(self, name: str) -> Float[Tensor, "T *shape"]:
+        """tau_t = theta_t - theta_0 of one tensor, of all experts."""
+        theta_0 = self.base(name)
+        return torch.stack([self.expert(t, name) - theta_0 for t in range(len(self.tasks))])
+
+    def mean(self, name: str) -> Tensor:
+        """theta_0 + the mean of the task vectors: the average of the experts."""
+        total = torch.zeros_like(theta_0 := self.base(name))
+        for t in range(len(self.tasks)):
+            total += self.expert(t, name) - theta_0
+        return theta_0 + total / len(self.tasks)
+
+    @torch.no_grad()
+    def load(self, read: Callable[[str], Tensor], names: Sequence[str] | None = None) -> None:
+        """Give the network other values of tensors, by default of all that are merged."""
+        places: dict[str, Tensor] = {**self.network.parameters, **self.network.buffers}
+        for name in self.tensors if names is None else names:
+            if name in places:
+                places[name].copy_(read(name))
+
+    def load_expert(self, t: int, names: Sequence[str] | None = None) -> None:
+        """Give the network the values of an expert."""
+        self.load(lambda name: self.expert(t, name), names)
+
+    def generator(self, what: str) -> torch.Generator:
+        """Random numbers on the network's device, by the seed and what they are for."""
+        return torch.Generator(self.device).manual_seed(seed_of(f"{self.seed}/{what}"))
+
+    def batches(self, task: Task, size: int) -> Iterator[Batch]:
+        """All samples of a task, in their own order."""
+        for indices in torch.arange(task.count).split(size):
+            yield task.batch(indices)
+
+
+Merged = Mapping[str, Tensor]
+"""theta_m by tensor name, each in its own shape, in float32."""

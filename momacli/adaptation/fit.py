@@ -1,0 +1,121 @@
+"""The loop of methods that learn a merge from unlabeled samples, whatever is learned.
+
+Each step is one forward and backward pass of the merged encoder over the samples of all tasks
+together: the losses of all T tasks are summed before the one backward pass.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from momacli.adaptation.ensemble import Ensemble, Task
+from momacli.adaptation.entropy import mean_entropy
+from momacli.alignment.resume import uninterrupted
+from momacli.data.order import shuffled
+from momacli.errors import DivergenceError
+from momacli.progress import Notice, Progress
+
+
+class Learned(Protocol):
+    """Parameters of a merge: they give the encoder its weights, and take its gradients."""
+
+    def place(self) -> None:
+        """Give the encoder the merged weights for a step."""
+        ...
+
+    def step(self) -> None:
+        """Move along the encoder's gradients, which are then zero."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs to go on after the present step."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        ...
+
+
+def descend(
+    ensemble: Ensemble,
+    learned: Learned,
+    *,
+    steps: int,
+    batch_size: int,
+    rate_option: str = "rate",
+    stage: str = "adapting",
+) -> None:
+    """Lower the sum of the tasks' mean entropies by `steps` steps.
+
+    batch_size: samples of each task a step.
+    rate_option: what a user may lower where it diverges.
+
+    Raises DivergenceError, naming step and tasks, if a loss is not finite.
+    """
+    done = _resumed(ensemble, learned, stage)
+    tasks = ensemble.tasks
+    orders = [
+        islice(shuffled(task.count, batch_size, seed=ensemble.seed, task=task.name), done, None)
+        for task in tasks
+    ]
+    keeper = ensemble.keeper
+    try:
+        while done < steps:
+            learned.place()
+            values = _losses(ensemble, [next(order) for order in orders], done + 1, rate_option)
+            with uninterrupted():  # half an update would be no state to go on from
+                learned.step()
+                done += 1
+            ensemble.listener(Progress(stage, done, steps, "steps", values))
+            if keeper and keeper.every and done % keeper.every == 0:
+                keeper.save(done, learned.state())
+    except KeyboardInterrupt:
+        if keeper:
+            with uninterrupted():
+                keeper.save(done, learned.state())
+            text = f"stopped after step {done}; the same command goes on from there"
+            ensemble.listener(Notice(text))
+        raise
+
+
+def _losses(
+    ensemble: Ensemble, picked: Sequence[Tensor], number: int, rate_option: str
+) -> dict[str, float]:
+    """Back-propagate the sum of all tasks' losses in one pass; returns each."""
+    tasks = ensemble.tasks
+    batches = [task.batch(indices) for task, indices in zip(tasks, picked, strict=True)]
+    features = ensemble.network.features(tasks[0].padding.together(batches)).float()
+    parts = features.split([len(indices) for indices in picked])
+    losses = torch.stack(
+        [mean_entropy(task.head(part)) for task, part in zip(tasks, parts, strict=True)]
+    )
+    losses.sum().backward()
+    return _finite(losses.detach(), tasks, number, rate_option)
+
+
+def _finite(
+    losses: Tensor, tasks: Sequence[Task], number: int, rate_option: str
+) -> dict[str, float]:
+    named = {task.name: loss for task, loss in zip(tasks, losses.tolist(), strict=True)}
+    broken = [task for task, loss in named.items() if not math.isfinite(loss)]
+    if broken:
+        raise DivergenceError(
+            f"step {number}: the entropy of {', '.join(broken)} is not finite",
+            hint=f"lower --set {rate_option}=…, or look for broken samples in that task's folder",
+        )
+    return named
+
+
+def _resumed(ensemble: Ensemble, learned: Learned, stage: str) -> int:
+    """Take up a kept state; returns how many steps it has behind it."""
+    kept = ensemble.keeper.load() if ensemble.keeper else None
+    if kept is None:
+        return 0
+    done, tensors = kept
+    learned.restore(tensors)
+    ensemble.listener(Notice(f"{stage}: going on after step {done}"))
+    return done
