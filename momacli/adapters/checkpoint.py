@@ -1,6 +1,6 @@
 """A base with an adapter in it, as a checkpoint that is nowhere on disk."""
 
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
