@@ -139,15 +139,14 @@ def _absorb_again(
     comparison: "_Comparison",
     listener: Listener,
 ) -> _SaidOfItself:
-    from momacli.absorb import compute, open_inputs, parts_of, recipe_at
+    from momacli.absorb import open_inputs
+    from momacli.alignment.adapted import file_beside, has_adapters
+    from momacli.alignment.folding import compute, parts_of, recipe_at
+    from momacli.alignment.inputs import ADAPTER, ALIGNMENT
 
     if recorded.merged is None:
         raise CheckpointError(f"{shown_path(place)} does not say what it was aligned from")
-    beside = (
-        place / "alignment.safetensors"
-        if place.is_dir()
-        else place.with_name(f"{place.stem}.alignment.safetensors")
-    )
+    beside = file_beside(place, ADAPTER if has_adapters(recorded) else ALIGNMENT)
     found = beside if alignment is None else Path(alignment)
     if not found.is_file():
         raise CheckpointError(

@@ -219,7 +219,7 @@ def test_of_an_aligned_model_the_last_step_is_made_again(files, merged):
     alignment = files / "aligned.alignment.safetensors"
     generator = torch.Generator().manual_seed(0)
     with MultiTask.open(merged) as model, Checkpoint.open(files / "base.safetensors") as base:
-        from momacli.absorb import record_merged
+        from momacli.alignment.folding import record_merged
 
         width = model.tasks["cats"].entries["classifier.weight"].shape[1]
         rotations = [

@@ -1,31 +1,38 @@
-"""A fitted alignment: what is folded into a merged model, in memory or in a file.
+"""A fitted alignment: what is folded into a merged model or put behind it.
 
-    mask.<tensor>      M, float32, in the tensor's shape; only where a mask was learned
-    transform.<task>   A_t, float32 [d, d]
+In memory, or in a file of float32 tensors:
+
+    mask.<tensor>                M, in the tensor's shape; only where a mask was learned
+    transform.<task>             A_t [d, d]
+    head.<part>.<task>           weight [k, d] and bias [k] that take the place of the head's
+    adapter.<where>.down.<task>  Down [r, d] behind the encoder ("final") or one of its blocks,
+    adapter.<where>.up.<task>    by number, and Up [d, r]: what is not folded but added
 The file's metadata holds the recipe, the headroom h and the layer that absorbs A_t.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
+from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.provenance import KEY, Recipe, decode_recipe
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 from momacli.errors import CheckpointError
+from momacli.features.adapter import Adapter, TaskAdapter
 
-_MASK, _TRANSFORM = "mask.", "transform."
+_MASK, _TRANSFORM, _HEAD, _ADAPTER = "mask.", "transform.", "head.", "adapter."
 _ALIGNMENT_KEY = "alignment"
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """What `absorb` folds: A_t by task, and M by tensor, read a part at a time."""
+    """A_t and heads by task, and M by tensor, read a part at a time; or adapters by task."""
 
     transforms: Mapping[str, Float[Tensor, "d d"]]
     masked: frozenset[str]  # tensors with a mask
@@ -34,6 +41,8 @@ class Alignment:
     layer: str  # the linear layer that absorbs A_t
     recipe: Recipe
     place: Path  # where it is or will be; the recipe's paths are relative to its folder
+    heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # weight, bias
+    adapters: Mapping[str, TaskAdapter] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None  # its file, open, where there is one already
 
     def sha256(self) -> str:
@@ -51,6 +60,8 @@ def alignment_of(
     layer: str,
     recipe: Recipe,
     place: Path,
+    heads: Mapping[str, Mapping[str, Tensor]] | None = None,
+    adapters: Mapping[str, TaskAdapter] | None = None,
 ) -> Alignment:
     """Return an alignment whose masks are in memory."""
 
@@ -58,7 +69,20 @@ def alignment_of(
         return masks[name].float().reshape(-1)[start:stop]
 
     matrices = {task: matrix.float().cpu() for task, matrix in transforms.items()}
-    return Alignment(matrices, frozenset(masks), read_mask, headroom, layer, recipe, place)
+    return Alignment(
+        matrices,
+        frozenset(masks),
+        read_mask,
+        headroom,
+        layer,
+        recipe,
+        place,
+        {
+            task: {part: value.float().cpu() for part, value in parts.items()}
+            for task, parts in (heads or {}).items()
+        },
+        {task: adapter.to("cpu") for task, adapter in (adapters or {}).items()},
+    )
 
 
 @contextmanager
@@ -75,28 +99,69 @@ def open_alignment(path: Path) -> Iterator[Alignment]:
             ) from error
         if recipe is None or recipe.merged is None:
             raise CheckpointError(f"{path} does not say which merged model it belongs to")
-        names = list(checkpoint.entries)
-        transforms = {
-            name.removeprefix(_TRANSFORM): checkpoint.read(name)
-            for name in names
-            if name.startswith(_TRANSFORM)
+        named = {
+            kind: [name for name in checkpoint.entries if name.startswith(kind)]
+            for kind in (_MASK, _TRANSFORM, _HEAD, _ADAPTER)
         }
         yield Alignment(
-            transforms,
-            frozenset(name.removeprefix(_MASK) for name in names if name.startswith(_MASK)),
+            {name.removeprefix(_TRANSFORM): checkpoint.read(name) for name in named[_TRANSFORM]},
+            frozenset(name.removeprefix(_MASK) for name in named[_MASK]),
             lambda name, start, stop: checkpoint.read_range(_MASK + name, start, stop),
             headroom,
             layer,
             recipe,
             path,
+            _read_heads(checkpoint, named[_HEAD]),
+            _read_adapters(checkpoint, named[_ADAPTER]),
             checkpoint,
         )
+
+
+def _read_heads(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    heads: dict[str, dict[str, Tensor]] = {}
+    for name in names:
+        part, _, task = name.removeprefix(_HEAD).partition(".")
+        heads.setdefault(task, {})[part] = checkpoint.read(name)
+    return heads
+
+
+def _read_adapters(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, TaskAdapter]:
+    """Read each task's adapters. Raises CheckpointError where a part is missing or does not fit."""
+    found: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for name in names:
+        where, part, task = [*name.removeprefix(_ADAPTER).split(".", 2), "", ""][:3]
+        found.setdefault(task, {}).setdefault(where, {})[part] = checkpoint.read(name)
+    adapters = {}
+    for task, parts in found.items():
+        numbers = [str(number) for number in range(len(parts) - 1)]
+        if set(parts) != {"final", *numbers} or not all(map(_is_adapter, parts.values())):
+            raise CheckpointError(
+                f"{checkpoint.path}: the adapter of {shown(task)} is incomplete",
+                hint="align again, or bring the whole file back",
+            )
+        each = {where: Adapter(part["down"], part["up"]) for where, part in parts.items()}
+        adapters[task] = TaskAdapter(each["final"], tuple(each[number] for number in numbers))
+    return adapters
+
+
+def _is_adapter(part: Mapping[str, Tensor]) -> bool:
+    """Whether these are Down [r, d] and Up [d, r]."""
+    if set(part) != {"down", "up"} or any(value.ndim != 2 for value in part.values()):
+        return False
+    floating = all(value.is_floating_point() for value in part.values())
+    return floating and part["down"].shape == part["up"].mT.shape
 
 
 def write_alignment(path: Path, alignment: Alignment, masks: Mapping[str, Tensor]) -> None:
     """Write an alignment and its masks to `path` directly: stage it first."""
     tensors = {_TRANSFORM + task: matrix for task, matrix in alignment.transforms.items()}
     tensors |= {_MASK + name: mask.float() for name, mask in masks.items()}
+    for task, parts in alignment.heads.items():
+        tensors |= {f"{_HEAD}{part}.{task}": value for part, value in parts.items()}
+    for task, adapter in alignment.adapters.items():
+        for where, one in adapter.parts.items():
+            tensors[f"{_ADAPTER}{where}.down.{task}"] = one.down
+            tensors[f"{_ADAPTER}{where}.up.{task}"] = one.up
     specs = [TensorSpec(name, "F32", tuple(value.shape)) for name, value in tensors.items()]
     content = {"headroom": alignment.headroom, "layer": alignment.layer}
     metadata = {

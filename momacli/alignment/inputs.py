@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 ALIGNMENT = "alignment.safetensors"
 """The alignment's file in an output folder; an output file has NAME.alignment.safetensors."""
 
+ADAPTER = "surgery.safetensors"
+"""The same of a method that adds parameters, which the file then holds."""
+
 _DEFAULTS = ("merged", "merged.safetensors")
 
 
@@ -86,8 +89,11 @@ def open_inputs(
     features: str | None,
     force: bool,
     listener: Listener,
+    beside: str = ALIGNMENT,
 ) -> Inputs:
     """Open all inputs and refuse what does not fit, before any work.
+
+    beside: what the alignment's file is called.
 
     They stay open as long as the stack. Raises MomaErrors naming what is missing, has changed
     since the merge, or would be overwritten.
@@ -115,10 +121,10 @@ def open_inputs(
         force=force,
     )
     if path.is_dir():
-        alignment = target / ALIGNMENT
+        alignment = target / beside
     else:
-        beside = target.with_name(f"{target.stem}.{ALIGNMENT}")
-        alignment = choose_output(beside, beside.name, inputs=[path], force=force)
+        place = target.with_name(f"{target.stem}.{beside}")
+        alignment = choose_output(place, place.name, inputs=[path], force=force)
     own = {field.name: getattr(found, field.name) for field in fields(found)}
     return Inputs(**own, target=target, alignment=alignment)
 

@@ -26,6 +26,13 @@ def logit_divergence(
     The paper argues that logits are what has to agree (MOMA Eq. 2, section 2.4) and optimises
     features; this optimises logits.
     """
-    student = torch.log_softmax(head(aligned), dim=1)
-    teacher = torch.log_softmax(head(finetuned), dim=1)
+    return answer_divergence(head(aligned), head(finetuned))
+
+
+def answer_divergence(
+    found: Float[Tensor, "n C"], wanted: Float[Tensor, "n C"]
+) -> Float[Tensor, ""]:
+    """Return KL(softmax(wanted) || softmax(found)) of logits, the mean of the samples."""
+    student = torch.log_softmax(found, dim=1)
+    teacher = torch.log_softmax(wanted, dim=1)
     return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -10,13 +10,12 @@ import json
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from momacli.alignment.settings import Settings
 from momacli.checkpoint.dtypes import dtype_code
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.staging import staged_file
@@ -72,7 +71,7 @@ class Keeper:
 
 
 def state_key(
-    settings: Settings,
+    settings: Mapping[str, object],
     weights: Mapping[str, str],
     features: Sequence[Tensor],
     configs: Mapping[str, Mapping[str, object]] | None = None,
@@ -81,7 +80,7 @@ def state_key(
 
     configs: of the tasks' models, with what is said of their features.
     """
-    content = {"settings": asdict(settings), "weights": dict(weights)}
+    content: dict[str, object] = {"settings": dict(settings), "weights": dict(weights)}
     if configs:
         content["configs"] = {task: dict(config) for task, config in configs.items()}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())

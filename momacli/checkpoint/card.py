@@ -117,14 +117,28 @@ def _what(recipe: Recipe) -> list[str]:
     if isinstance(only, str):
         kind = f"{_code(only)}, reconstructed from a merge"
     made = f"This is {kind}{of}{how}, made by {_plain(recipe.tool)}."
-    if recipe.command != "align":
-        return [made]
-    return [
-        made,
-        "",
+    return [made, "", _aligned(recipe.parameters)] if recipe.command == "align" else [made]
+
+
+def _aligned(parameters: Mapping[str, Any]) -> str:
+    """What was learned from unlabeled data, and what it adds to the model."""
+    method, added = parameters.get("method"), parameters.get("added_parameters")
+    if added is not None:
+        return (
+            f"The weights are those of the merge. An adapter learned by {_code(method)} from "
+            f"unlabeled data adds {_code(added)} parameters for each task; they lie in a file "
+            "beside, `surgery.safetensors`. `moma evaluate` uses them; programs that load these "
+            "weights alone do not."
+        )
+    if method is not None:
+        return (
+            f"The head was trained by {_code(method)} to answer as the fine-tuned model does on "
+            "unlabeled data. Nothing was added to the model."
+        )
+    return (
         "A mask on the multi-task vector and one orthogonal matrix for each task were learned from "
-        "unlabeled data and folded into the weights. Nothing was added to the model.",
-    ]
+        "unlabeled data and folded into the weights. Nothing was added to the model."
+    )
 
 
 def _inputs(recipe: Recipe, inputs: Sequence[Input]) -> list[str]:
@@ -185,6 +199,8 @@ def _words(recipe: Recipe) -> Iterator[str]:
     given = recipe.parameters
     if recipe.command == "align" and recipe.merged is not None:
         yield from ("moma", "align", _word(recipe.merged.path), "--data", "UNLABELED")
+        if "method" in given:
+            yield from ("--method", _word(str(given["method"])))
     if recipe.command != "merge" or recipe.base is None or {"recipe", "rules"} & set(given):
         return
     yield from ("moma", "merge")

@@ -74,7 +74,8 @@ def _strangers(made: MultiTask, recipe: Recipe, expected: Mapping[Path, object])
     own = {file.path for checkpoint in made.checkpoints for file in checkpoint.files}
     own |= {path.parent / INDEX for path in own}  # it was compared with its shards
     if recipe.alignment is not None:
-        own.add(made.path / "alignment.safetensors")  # it was folded in again
+        names = ("alignment.safetensors", "surgery.safetensors")  # its SHA-256 is recorded
+        own |= {made.path / name for name in names}
     found = sorted(path for path in made.path.rglob("*") if path.is_symlink() or not path.is_dir())
     return [
         path for path in found if path not in own and path not in expected and not _is_card(path)

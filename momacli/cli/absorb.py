@@ -7,7 +7,7 @@ import typer
 from momacli.cli.options import AsJson, Force, MovedBase
 
 if TYPE_CHECKING:
-    from momacli.absorb import AbsorbReport
+    from momacli.alignment.folding import AbsorbReport
 
 EPILOG = "Example: moma absorb merged/ aligned/alignment.safetensors -o aligned/"
 

@@ -9,7 +9,7 @@ from momacli.cli.reading import MaxLength, MaxSamples, Sample, Strict, TextColum
 from momacli.errors import UsageError
 
 if TYPE_CHECKING:
-    from momacli.align import AlignReport
+    from momacli.alignment.report import AlignReport
     from momacli.alignment.settings import Settings
 
 EPILOG = "Example: moma align --data unlabeled/ --device cuda"

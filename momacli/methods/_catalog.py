@@ -60,7 +60,10 @@ class Method:
                 f"method {self.name} has no option {', '.join(map(option_flag, unknown))}",
                 hint=f"did you mean {option_flag(near[0])}?" if near else hint,
             )
-        return {key: _convert(self.name, known[key], value) for key, value in options.items()}
+        return {
+            key: convert_option(f"{option_flag(key)} of {self.name}", known[key], value)
+            for key, value in options.items()
+        }
 
 
 def method_names() -> list[str]:
@@ -111,7 +114,8 @@ def option_flag(option: str) -> str:
     return own.get(option, f"--set {_spoken(option)}")
 
 
-def _convert(method: str, parameter: inspect.Parameter, value: Any) -> Any:
+def convert_option(what: str, parameter: inspect.Parameter, value: Any) -> Any:
+    """Convert a value to the type of a parameter. Raises UsageError, naming what it is of."""
     kind = parameter.annotation
     if get_origin(kind) is Literal:
         if value in get_args(kind):
@@ -128,6 +132,4 @@ def _convert(method: str, parameter: inspect.Parameter, value: Any) -> Any:
                 return converted
         except (TypeError, ValueError, KeyError, OverflowError):
             pass
-    raise UsageError(
-        f"{option_flag(parameter.name)} of {method}: expected {expected}, found {value}"
-    )
+    raise UsageError(f"{what}: expected {expected}, found {value}")

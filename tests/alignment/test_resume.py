@@ -2,7 +2,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -118,12 +118,12 @@ def test_the_state_of_another_run_or_a_damaged_one_is_not_used_and_says_so(tmp_p
 
 def test_the_key_changes_with_settings_weights_and_features():
     features = [torch.ones(2, 3)]
-    key = state_key(Settings(), {"a": "1"}, features)
+    key = state_key(asdict(Settings()), {"a": "1"}, features)
 
-    assert key == state_key(Settings(), {"a": "1"}, [torch.ones(2, 3)])
-    assert key != state_key(Settings(seed=1), {"a": "1"}, features)
-    assert key != state_key(Settings(), {"a": "2"}, features)
-    assert key != state_key(Settings(), {"a": "1"}, [torch.zeros(2, 3)])
+    assert key == state_key(asdict(Settings()), {"a": "1"}, [torch.ones(2, 3)])
+    assert key != state_key(asdict(Settings(seed=1)), {"a": "1"}, features)
+    assert key != state_key(asdict(Settings()), {"a": "2"}, features)
+    assert key != state_key(asdict(Settings()), {"a": "1"}, [torch.zeros(2, 3)])
 
 
 def test_a_signal_waits_for_the_end_of_an_uninterrupted_block():

@@ -1,0 +1,98 @@
+"""Models with an adapter behind their encoder, which lies in a file beside them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from momacli.alignment.alignment import open_alignment
+from momacli.alignment.catalog import ADDING
+from momacli.alignment.inputs import ADAPTER
+from momacli.checkpoint.escaping import shown_path
+from momacli.checkpoint.multitask import MultiTask, TaskModel
+from momacli.checkpoint.provenance import Recipe
+from momacli.errors import CheckpointError, ConflictError
+from momacli.features.adapter import TaskAdapter
+from momacli.models.classification import Classifier
+from momacli.models.interface import Batch
+from momacli.models.separate_head import SeparateHead
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters of an output, by task, and their file."""
+
+    path: Path
+    tasks: Mapping[str, TaskAdapter]
+
+
+def has_adapters(recipe: Recipe | None) -> bool:
+    """Whether a model was written with adapters, without which it is a mere merge."""
+    if recipe is None or recipe.command != "align":
+        return False
+    return recipe.parameters.get("method") in ADDING
+
+
+def file_beside(output: Path, name: str) -> Path:
+    """Where a file that belongs to an output is: in its folder, or beside a file."""
+    return output / name if output.is_dir() else output.with_name(f"{output.stem}.{name}")
+
+
+def adapters_beside(model: MultiTask) -> Adapters | None:
+    """Read the adapters that an output was written with; None if there were none.
+
+    The folder of a single task has them in the folder around it.
+
+    Raises CheckpointError if they are not there, ConflictError if they are others.
+    """
+    if not has_adapters(model.recipe):
+        return None
+    assert model.recipe is not None
+    own = file_beside(model.path, ADAPTER)
+    around = model.path.resolve().parent / ADAPTER
+    path = around if model.path.is_dir() and around.is_file() and not own.is_file() else own
+    hint = "bring it back, or leave the adapter out with --no-adapter"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{shown_path(own)} does not exist, the adapter of {shown_path(model.path)}", hint=hint
+        )
+    with open_alignment(path) as found:
+        if found.sha256() != model.recipe.alignment:
+            raise ConflictError(
+                f"{shown_path(path)} is not the adapter that {shown_path(model.path)} was "
+                "written with",
+                hint=hint,
+            )
+        missing = [task for task in model.tasks if task not in found.adapters]
+        if missing:
+            raise CheckpointError(
+                f"{shown_path(path)} has no adapter for these tasks", details=missing, hint=hint
+            )
+        return Adapters(path, {task: found.adapters[task] for task in model.tasks})
+
+
+def answers(
+    network: Classifier | SeparateHead, model: TaskModel, adapter: TaskAdapter | None
+) -> Callable[[Batch], Tensor]:
+    """Return what makes logits of batches: the loaded network, with its adapter if it has one.
+
+    Raises ConflictError if the adapter is not as wide as the features.
+    """
+    if adapter is None:
+        return network.logits
+    mend = adapter.to(network.device).final
+
+    def answer(batch: Batch) -> Tensor:
+        features = network.features(batch).float()
+        if features.shape[1] != mend.down.shape[1]:
+            raise ConflictError(
+                f"the adapter of task {model.task} is for features of {mend.down.shape[1]} "
+                f"numbers, the encoder gives {features.shape[1]}"
+            )
+        network.find_head(batch)
+        head = network.head(lambda key: model.checkpoint.read(model.keys[key]), model.keys)
+        logits: Tensor = head(mend(features))
+        return logits
+
+    return answer
