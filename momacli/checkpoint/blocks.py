@@ -22,14 +22,17 @@ from momacli.checkpoint.reader import Checkpoint, iterate_blocks
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
 
-_CACHED = 1 << 18
-"""Elements of a piece, of base and experts together: 1 MB of float32, half a cache."""
+_CACHED = 7 << 16
+"""Elements of a piece, of base and experts together: 1.8 MB of float32, most of a cache."""
 
 _SMALLEST, _LARGEST = 1 << 10, 1 << 18
 """Elements of one model in a piece, at least, and in a block, at most."""
 
 _AHEAD = 1 << 24
 """Elements, of all models together, that wait to be worked on or are being read."""
+
+_EXPECTED = 8
+"""Spans that the system is asked to read ahead, where no thread does."""
 
 _KEPT = 1 << 24
 """Bytes of a block whose release tells glibc to keep what else is released, for the next
@@ -73,7 +76,7 @@ def block_size(plan: MergePlan) -> int:
 
 def piece_size(plan: MergePlan) -> int:
     """Elements to compute at a time, where a method works on each by itself."""
-    return max(_SMALLEST, _power_of_two(_CACHED // (1 + len(plan.experts))))
+    return max(1, _CACHED // (1 + len(plan.experts)) // _SMALLEST) * _SMALLEST
 
 
 def _power_of_two(limit: int) -> int:
@@ -110,11 +113,16 @@ def read_blocks(
 
     piece: elements of a block; those of a span are read at once and handed out in pieces. By
         default a block is a whole span.
-    ahead: whether other threads read while the caller works; not worth it for short spans.
+    ahead: whether other threads read while the caller works; not worth it for short spans, nor
+        for pieces of files that need no hashing: those are read into the cache, from where they
+        are worked on, sooner than two threads could hand them to each other.
 
     Raises ConflictError, naming the model and the tensor, where a value is not finite.
     """
     np.empty(_KEPT, dtype=np.uint8)
+    if piece is not None and all(_is_plain(checkpoint) for checkpoint in _checkpoints(plan)):
+        yield from _read_pieces(plan, wanted, piece)
+        return
     rows = 1 + len(plan.experts)
     vectors = any(expert.is_task_vector for expert in plan.experts)
     pool = _Buffers(rows, wide=_is_wide(plan))
@@ -139,6 +147,39 @@ def read_blocks(
                 yield from _pieces(plan, span, buffer, pool.scratch(piece), state)
             held -= rows * span.length
             pool.give(buffer)
+
+
+def _checkpoints(plan: MergePlan) -> list[Checkpoint]:
+    return [plan.base, *(expert.checkpoint for expert in plan.experts)]
+
+
+def _is_plain(checkpoint: Checkpoint) -> bool:
+    """Whether reading is no work but copying."""
+    return checkpoint.concurrent and not checkpoint.is_hashing
+
+
+def _read_pieces(
+    plan: MergePlan, wanted: Sequence[Span], piece: int
+) -> Iterator[tuple[Span, Block]]:
+    """Read spans a piece at a time, each into the same memory, which so stays in the cache."""
+    checkpoints = _checkpoints(plan)
+    vectors = any(expert.is_task_vector for expert in plan.experts)
+    memory = np.empty(len(checkpoints) * piece, dtype=np.float64 if _is_wide(plan) else np.float32)
+    for number, span in enumerate(wanted):
+        for later in wanted[number + _EXPECTED : number + _EXPECTED + 1]:
+            for checkpoint in checkpoints:
+                checkpoint.expect(later.spec.name, later.start, later.stop)
+        stored = [checkpoint.stored(span.spec.name) for checkpoint in checkpoints]
+        whole = min(_lengths_there(plan, span)) == span.length
+        for start, stop in iterate_blocks(span.length, piece):
+            part = Span(span.spec, span.start + start, span.start + stop)
+            buffer = memory[: len(checkpoints) * part.length].reshape(-1, part.length)
+            for row, checkpoint, values in zip(buffer, checkpoints, stored, strict=True):
+                there = part.length if whole else _length_there(checkpoint, part)
+                values.read_to(row[:there], part.start)
+                row[there:] = 0
+            state = _State(finite=is_finite(buffer), plain=whole and not vectors)
+            yield part, _block(plan, part, buffer[0], buffer[1:], buffer[1:], state)
 
 
 @dataclass(frozen=True)
@@ -200,7 +241,7 @@ def _readers(
     A checkpoint is always read by the same thread, so its bytes pass by in order. Those that
     are computed are read at once, in the caller's thread. Each tells if all it read is finite.
     """
-    checkpoints: list[Checkpoint] = [plan.base, *(item.checkpoint for item in plan.experts)]
+    checkpoints = _checkpoints(plan)
     numbered = list(enumerate(checkpoints))
     if not ahead or not all(checkpoint.concurrent for checkpoint in checkpoints):
 
@@ -281,8 +322,7 @@ def _block(
 
 def bytes_to_read(plan: MergePlan) -> dict[str, int]:
     """Bytes of each tensor to be merged, in the base and all experts together."""
-    checkpoints = [plan.base, *(expert.checkpoint for expert in plan.experts)]
-    tables = [checkpoint.entries for checkpoint in checkpoints]
+    tables = [checkpoint.entries for checkpoint in _checkpoints(plan)]
     return {spec.name: sum(table[spec.name].nbytes for table in tables) for spec in plan.merged}
 
 

@@ -31,6 +31,15 @@ class HashedFile:
         """Bytes of the whole file."""
         return self._source.size
 
+    @property
+    def is_hashing(self) -> bool:
+        """Whether what is read in order is hashed on the way."""
+        return 0 < self._hash.length < self.size
+
+    def expect(self, offset: int, length: int) -> None:
+        """Tell the system what will be read soon, so that a slow disk is not waited for."""
+        self._source.expect(offset, length)
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer with the bytes from `offset` on, hashing them in another thread.
 
@@ -43,8 +52,9 @@ class HashedFile:
     def read_here(self, buffer: memoryview, offset: int) -> None:
         """Like `read_into`, hashing in this thread: for callers who have a thread a file."""
         self._source.read_into(buffer, offset)
-        with self._hashing:
-            self._hash.update_here(self._next_to_hash(buffer, offset))
+        if self.is_hashing:
+            with self._hashing:
+                self._hash.update_here(self._next_to_hash(buffer, offset))
 
     def start_hash(self, first: int = 1) -> None:
         """Hash what is read from now on, so that `sha256` need not read it again.

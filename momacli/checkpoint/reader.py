@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.hashed_file import HashedFile
-from momacli.checkpoint.header import Header, TensorEntry, parse_header
+from momacli.checkpoint.header import DTYPE_BITS, Header, TensorEntry, parse_header
 from momacli.checkpoint.source import Source
 from momacli.checkpoint.weight_files import ADAPTER, ADAPTER_CONFIG, INDEX, weight_files
 from momacli.errors import CheckpointError
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from momacli.checkpoint.arrays import Array
-
-_CONVERTED = 1 << 18
-"""Elements held in the type of the file while they are converted."""
+    from momacli.checkpoint.stored import StoredTensor
 
 
 class TensorFile(HashedFile):
@@ -136,35 +134,36 @@ class Checkpoint:
     concurrent = True
     """Whether several checkpoints may be read at once, each in a thread of its own."""
 
+    @property
+    def is_hashing(self) -> bool:
+        """Whether what is read is hashed on the way, which takes longer than all else."""
+        return any(file.is_hashing for file in self.files)
+
+    def expect(self, key: str, start: int, stop: int) -> None:
+        """Say that elements start to stop of a tensor will be read soon."""
+        file, entry = self._where[key]
+        width = DTYPE_BITS[entry.dtype]
+        first = start * width // 8
+        file.expect(entry.start + first, max(0, min(stop * width // 8, entry.nbytes) - first))
+
     def read_to(self, out: "Array", key: str, start: int) -> None:
         """Fill `out`, flat, with the elements from `start` on, converted to its type.
 
         What is read is hashed in this thread.
         """
-        import numpy as np
+        self.stored(key).read_to(out, start)
 
-        from momacli.checkpoint.arrays import array_dtype, fill
+    def stored(self, key: str) -> "StoredTensor":
+        """A tensor to be read in pieces. Raises CheckpointError if no array can hold it."""
+        from momacli.checkpoint.stored import StoredTensor
 
-        file, entry = self._where[key]
-        dtype = array_dtype(entry.dtype, f"tensor {shown(key)} of {shown_path(file.path)}")
-        offset = entry.start + start * dtype.itemsize
-        if out.dtype == dtype:
-            if out.size:
-                file.read_here(out.view(np.uint8).data, offset)
-            return
-        scratch = np.empty(min(_CONVERTED, out.size), dtype=dtype)
-        for first, last in iterate_blocks(out.size, _CONVERTED):
-            stored = scratch[: last - first]
-            file.read_here(stored.view(np.uint8).data, offset + first * dtype.itemsize)
-            fill(out[first:last], stored)
+        return StoredTensor(*self._where[key])
 
     def _read_range(self, key: str, start: int, stop: int) -> "Array":
-        from momacli.checkpoint.arrays import array_dtype
-
-        file, entry = self._where[key]
+        entry = self._where[key][1]
         if not 0 <= start <= stop <= entry.elements:
             raise IndexError(f"{start} to {stop} of the {entry.elements} elements of {shown(key)}")
-        dtype = array_dtype(entry.dtype, f"tensor {shown(key)} of {shown_path(file.path)}")
+        dtype = self.stored(key).dtype
         width = dtype.itemsize
         return self._read_bytes(key, start * width, stop * width).view(dtype)
 

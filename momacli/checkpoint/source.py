@@ -5,6 +5,7 @@ the file, and so is a file that changes between the first look at it and the las
 A file that is replaced by another of its name is read on as it was when it was opened.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -21,6 +22,8 @@ _PART = 1 << 26
 _FLAGS = os.O_RDONLY
 for _name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"):  # not every system has each
     _FLAGS |= getattr(os, _name, 0)
+
+_ADVISE = getattr(os, "posix_fadvise", None)
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -78,6 +81,12 @@ class Source:
             raise self._changed(f"now {status.st_size} bytes long, before {self.size}")
         if status.st_mtime_ns != self._written:
             raise self._changed("something wrote to it")
+
+    def expect(self, offset: int, length: int) -> None:
+        """Let the system read ahead, where it can; nothing is lost where it does not."""
+        if _ADVISE is not None:
+            with contextlib.suppress(OSError):
+                _ADVISE(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def is_unchanged(self) -> bool:
         """Whether nothing at all happened to the file since it was opened."""

@@ -17,12 +17,16 @@ _Loop = TypeVar("_Loop", bound=Callable[..., object])
 _BLOCK = 1 << 10
 """Entries whose sums are in the cache at once."""
 
+_LARGEST = 0x7FFFFFFF
+"""The largest int32, and all bits of a float32 but its sign."""
+
 
 def _compiled(loop: _Loop) -> _Loop:
+    options = {"nogil": True, "error_model": "numpy"}  # a division by zero is no branch
     try:
-        compiled: _Loop = numba.njit(nogil=True, cache=True)(loop)
+        compiled: _Loop = numba.njit(cache=True, **options)(loop)
     except RuntimeError:  # there is no place to keep it
-        compiled = numba.njit(nogil=True)(loop)
+        compiled = numba.njit(**options)(loop)
     return compiled
 
 
@@ -37,13 +41,12 @@ def elect_and_merge(
     T, n = taus.shape
     kind = taus.dtype.type
     zero, one = kind(0), kind(1)
-    left = np.empty(_BLOCK, taus.dtype)  # of one expert's entries
     total = np.empty(_BLOCK, taus.dtype)
     positive = np.empty(_BLOCK, taus.dtype)  # sum of the positive entries
     negative = np.empty(_BLOCK, taus.dtype)
     positives = np.empty(_BLOCK, taus.dtype)  # how many there are, or their weights
     negatives = np.empty(_BLOCK, taus.dtype)
-    cancelled = False
+    cancelled = 0
     for start in range(0, n, _BLOCK):
         size = min(_BLOCK, n - start)
         for sums in (total, positive, negative, positives, negatives):
@@ -51,27 +54,41 @@ def elect_and_merge(
         for t in range(T):
             row, threshold, weight = taus[t, start : start + size], thresholds[t], weights[t]
             share = weight if aggregate == 2 else one
-            # loops over few arrays each: those the compiler can vectorise
             for i in range(size):
-                left[i] = weight * row[i] * kind(abs(row[i]) >= threshold)
-            for i in range(size):
-                total[i] += left[i]
-            for i in range(size):
-                positive[i] += left[i] * kind(left[i] > zero)
-            for i in range(size):
-                negative[i] += left[i] * kind(left[i] < zero)
-            for i in range(size):
-                positives[i] += share * kind(left[i] > zero)
-            for i in range(size):
-                negatives[i] += share * kind(left[i] < zero)
+                left = weight * row[i] if abs(row[i]) >= threshold else zero
+                total[i] += left
+                positive[i] += left if left > zero else zero
+                negative[i] += left if left < zero else zero
+                positives[i] += share if left > zero else zero
+                negatives[i] += share if left < zero else zero
         for i in range(size):
-            cancelled |= total[i] == zero and positive[i] > zero
-            up = total[i] > zero or (total[i] == zero and majority > 0)
-            elected = positive[i] if up else negative[i]
-            count = positives[i] if up else negatives[i]
-            divides = aggregate != 0 and count != zero
-            merged[start + i] = elected / count if divides else elected
-    return cancelled
+            cancelled += (total[i] == zero) & (positive[i] > zero)
+        out = merged[start : start + size]
+        for i in range(size):
+            sign = kind(majority) if total[i] == zero else total[i]
+            count = positives[i] if sign > zero else negatives[i]
+            divisor = one if aggregate == 0 or count == zero else count
+            out[i] = (positive[i] if sign > zero else negative[i]) / divisor
+    return cancelled > 0
+
+
+@_compiled
+def balance_of_signs(taus: Array, thresholds: Array, weights: Array) -> int:
+    """How many entries have a positive sum after trimming, less those with a negative one."""
+    T, n = taus.shape
+    zero = taus.dtype.type(0)
+    total = np.empty(_BLOCK, taus.dtype)
+    balance = 0
+    for start in range(0, n, _BLOCK):
+        size = min(_BLOCK, n - start)
+        total[:] = zero
+        for t in range(T):
+            row, threshold, weight = taus[t, start : start + size], thresholds[t], weights[t]
+            for i in range(size):
+                total[i] += weight * row[i] if abs(row[i]) >= threshold else zero
+        for i in range(size):
+            balance += np.int64(total[i] > zero) - np.int64(total[i] < zero)
+    return balance
 
 
 @_compiled
@@ -81,40 +98,42 @@ def count_patterns(values: Array, low: int, width: int, shift: int, bins: Array)
     values: float32 numbers, as int32.
     """
     above = 0
-    places = np.empty(_BLOCK, np.int32)
-    inside = np.empty(_BLOCK + 1, np.int32)
-    first, limit = np.int32(low), np.int32(min(width, 0x7FFFFFFF))
+    inside = np.empty(_BLOCK, np.uint8)
+    eights = inside.view(np.uint64)  # few have anything inside: the others are passed over
+    first, limit, magnitude = np.int32(low), np.int32(min(width, _LARGEST)), np.int32(_LARGEST)
     for start in range(0, values.shape[0], _BLOCK):
         row = values[start : start + _BLOCK]
         size = row.shape[0]
-        for i in range(size):
-            places[i] = np.int32(row[i] & np.int32(0x7FFFFFFF)) - first
         beyond = np.int32(0)
         for i in range(size):
-            beyond += np.int32(places[i] >= limit)
+            beyond += np.int32(np.int32(row[i] & magnitude) - first >= limit)
         above += beyond
-        found = 0
-        for i in range(size):  # without a branch, which nothing could predict
-            inside[found] = places[i]
-            found += (places[i] >= 0) & (places[i] < limit)
-        for i in range(found):
-            bins[inside[i] >> shift] += 1
+        inside[:] = 0
+        for i in range(size):
+            place = np.int32(row[i] & magnitude) - first
+            inside[i] = (place >= 0) & (place < limit)
+        for eight in range(len(eights)):
+            if eights[eight]:
+                for i in range(8 * eight, 8 * eight + 8):
+                    if inside[i]:
+                        bins[(np.int32(row[i] & magnitude) - first) >> shift] += 1
     return above
 
 
 @_compiled
 def keep_some(values: Array, key: np.uint64, position: int, limit: np.uint64, kept: Array) -> None:
     """Copy the values whose random number of 64 bits is below `limit`, and zeros for others."""
+    zero = values.dtype.type(0)
     for i in range(values.shape[0]):
-        drawn = _split_mix(key, np.uint64(position + i))
-        kept[i] = values[i] if drawn < limit else values.dtype.type(0)
+        drawn = _split_mix(key, np.uint64(position) + np.uint64(i))
+        kept[i] = values[i] if drawn < limit else zero
 
 
 @_compiled
 def draw_uniform(key: np.uint64, position: int, numbers: Array) -> None:
     """Fill with numbers from [0, 1), multiples of 2^-24."""
     for i in range(numbers.shape[0]):
-        drawn = _split_mix(key, np.uint64(position + i))
+        drawn = _split_mix(key, np.uint64(position) + np.uint64(i))
         numbers[i] = np.float32(drawn >> np.uint64(40)) * np.float32(2**-24)
 
 

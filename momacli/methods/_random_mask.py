@@ -21,16 +21,16 @@ class Draws:
         self._key = np.uint64(int.from_bytes(digest[:8], "little"))
         self._position = 0
 
-    def thinned(self, tau: Float[np.ndarray, " n"], keep: float) -> Float[np.ndarray, " n"]:
-        """Keep each of the next n entries with probability `keep`; the others become 0."""
-        kept = np.empty_like(tau)
+    def thin(
+        self, tau: Float[np.ndarray, " n"], keep: float, kept: Float[np.ndarray, " n"]
+    ) -> None:
+        """Copy each of the next n entries with probability `keep`; the others become 0."""
         if keep >= 1:
             kept[:] = tau
         else:
             limit = np.uint64(int(keep * 2**64))
             keep_some(np.ascontiguousarray(tau), self._key, self._position, limit, kept)
         self._position += len(tau)
-        return kept
 
     def uniform(self, count: int) -> Float[np.ndarray, " n"]:
         """Draw one float32 number from [0, 1) for each of the next `count` entries."""

@@ -51,9 +51,9 @@ def dare(
     if not 0 <= drop_rate < 1:
         raise UsageError(f"drop_rate: expected at least 0 and below 1, found {drop_rate}")
     keep = 1 - drop_rate
-    survivors = np.stack(
-        [drawn.thinned(tau, keep) for tau, drawn in zip(task_vectors, draws, strict=True)]
-    )
+    survivors = np.empty_like(task_vectors)
+    for survivor, tau, drawn in zip(survivors, task_vectors, draws, strict=True):
+        drawn.thin(tau, keep, survivor)
     scale = lam / keep if rescale else lam
     if then == "ties":
         untrimmed = TiesStatistic(np.zeros(len(survivors)))

@@ -17,10 +17,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from momacli.compiled.loops import elect_and_merge
+from momacli.compiled.loops import balance_of_signs, elect_and_merge
 from momacli.methods._arrays import on_entries
 from momacli.methods._selection import Stacks, blocks_of, largest_magnitudes
-from momacli.methods._sums import scaled
 
 ELEMENTWISE = True
 
@@ -51,13 +50,10 @@ def first_pass(
     thresholds = largest_magnitudes(stacks, density=density)
 
     def balance() -> int:
-        positive = negative = 0
-        for block in blocks_of(stacks):
-            trimmed = np.where(np.abs(block) >= thresholds[:, None], block, 0)
-            total = scaled(trimmed, weights).sum(axis=0)
-            positive += np.count_nonzero(total > 0)
-            negative += np.count_nonzero(total < 0)
-        return int(positive - negative)
+        return sum(
+            balance_of_signs(np.ascontiguousarray(block), thresholds, _factors(block, weights))
+            for block in blocks_of(stacks)
+        )
 
     return TiesStatistic(thresholds, balance)
 
@@ -100,13 +96,20 @@ def _elected(
 ) -> tuple[Float[np.ndarray, " n"], bool]:
     """Return the merge, and whether it depends on the majority."""
     merged = np.empty_like(task_vectors, shape=task_vectors.shape[1:])
-    factors = np.ones(len(task_vectors)) if weights is None else weights
     cancelled = elect_and_merge(
         np.ascontiguousarray(task_vectors),
         thresholds.astype(task_vectors.dtype),
-        factors.astype(task_vectors.dtype),
+        _factors(task_vectors, weights),
         majority,
         _AGGREGATES[aggregate],
         merged,
     )
     return merged, bool(cancelled)
+
+
+def _factors(
+    task_vectors: Float[np.ndarray, "T n"], weights: Float[np.ndarray, " T"] | None
+) -> Float[np.ndarray, " T"]:
+    """One factor per expert, in the type of the task vectors."""
+    factors = np.ones(len(task_vectors)) if weights is None else weights
+    return factors.astype(task_vectors.dtype)
