@@ -1,12 +1,18 @@
-"""The best matrix of a family between two sets of features, from their second moments alone.
+"""The best map of a family between two sets of features, in closed form.
 
-    minimise sum_i |A z_m,i - z_t,i|^2   over A in the family   (MOMA Eq. 7, Table 1, b = 0)
+    minimise sum_i |A z_m,i + b - z_t,i|^2   over A, b in the family   (MOMA Eq. 7 and Table 1)
 
-    orthogonal  A^T A = I           A = U V^T                        (Schönemann 1966)
-    similarity  A^T A = s^2 I       A = s U V^T, s = tr(S) / tr(G)
+    affine      none                A = A_lin + (C' - A_lin G') (G' + ridge I)^-1, b = the rest
+    linear      b = 0               A = sQ + (C - sQ G) (G + ridge I)^-1
+    invertible  b = 0, det A != 0   the linear one, its condition number cut
+    similarity  A^T A = s^2 I       A = s Q, s = tr(S) / tr(G)
+    orthogonal  A^T A = I           A = Q = U V^T                    (Schönemann 1966)
     scaling     A diagonal          a_j = C_jj / G_jj
-    linear      none                A = C (G + ridge I)^-1
-where C = E[z_t z_m^T] = U S V^T and G = E[z_m z_m^T].
+where C = E[z_t z_m^T] = U S V^T and G = E[z_m z_m^T]; C' and G' are those of centred features.
+
+The ridge draws towards the next smaller family: what the samples leave open stays as rigid as
+it was, and on the samples that are fitted affine <= linear <= similarity <= orthogonal holds for
+the squared distance exactly. Table 1 writes A^T A = sI for similarities, with s^2 here.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +25,13 @@ from torch import Tensor
 from momacli.features.procrustes import polar_factor
 
 RIDGE = 1e-3
-"""Of the linear family, as a share of the mean of G's diagonal: keeps few samples from
-exploding where the features span little."""
+"""Of the linear and affine families, as a share of the mean of G's diagonal: keeps few samples
+from exploding where the features span little."""
+
+CONDITION = 1e3
+"""Largest singular value over the smallest of what counts as invertible: its inverse is then
+good to four digits in float32. Any matrix is as near to an invertible one as you like, so
+without a bound the family would be the linear one."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +71,26 @@ def scaling(given: Moments) -> Float[Tensor, "T d d"]:
 
 def linear(given: Moments) -> Float[Tensor, "T d d"]:
     """Return the best matrix, with a small ridge; any may come out, singular ones too."""
+    return _drawn_towards(similarity(given), given)
+
+
+def invertible(given: Moments) -> Float[Tensor, "T d d"]:
+    """Return the linear one with its smallest singular values raised to the largest / CONDITION."""
+    u, s, vh = torch.linalg.svd(linear(given))
+    top = s[:, :1]
+    floor = torch.where(top > 0, top, 1.0) / CONDITION
+    regular: Tensor = (u * s.maximum(floor)[:, None, :]) @ vh
+    return regular
+
+
+def _drawn_towards(prior: Float[Tensor, "T d d"], given: Moments) -> Float[Tensor, "T d d"]:
+    """Return argmin E|A z_m - z_t|^2 + ridge |A - prior|^2."""
     d = given.gram.shape[-1]
     eye = torch.eye(d, dtype=given.gram.dtype, device=given.gram.device)
     size = given.gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=1e-300)
     regular = given.gram + RIDGE * size[:, None, None] * eye
-    solution: Tensor = torch.linalg.solve(regular, given.cross.mT)
-    return solution.mT
+    step: Tensor = torch.linalg.solve(regular, (given.cross - prior @ given.gram).mT)
+    return prior + step.mT
 
 
 FAMILIES: Mapping[str, Callable[[Moments], Float[Tensor, "T d d"]]] = {
@@ -75,3 +100,45 @@ FAMILIES: Mapping[str, Callable[[Moments], Float[Tensor, "T d d"]]] = {
     "linear": linear,
 }
 """Family name -> what solves it."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """z -> A z + b, in float64."""
+
+    matrix: Float[Tensor, "d d"]
+    offset: Float[Tensor, " d"]
+
+    def __call__(self, features: Float[Tensor, "N d"]) -> Float[Tensor, "N d"]:
+        """Map each row, in the features' own type."""
+        return features @ self.matrix.to(features).mT + self.offset.to(features)
+
+
+def affine(merged: Float[Tensor, "N d"], finetuned: Float[Tensor, "N d"]) -> Map:
+    """Return the best matrix and offset, with the ridge on the matrix alone."""
+    z_m, z_t = merged.double(), finetuned.double()
+    middle_m, middle_t = z_m.mean(dim=0), z_t.mean(dim=0)
+    centred = moments(z_m - middle_m, z_t - middle_t)
+    A = _drawn_towards(linear(moments(z_m, z_t)), centred)[0]
+    return Map(A, middle_t - A @ middle_m)
+
+
+def _through_the_origin(
+    solve: Callable[[Moments], Float[Tensor, "T d d"]],
+) -> Callable[[Float[Tensor, "N d"], Float[Tensor, "N d"]], Map]:
+    def fit(merged: Float[Tensor, "N d"], finetuned: Float[Tensor, "N d"]) -> Map:
+        A = solve(moments(merged, finetuned))[0]
+        return Map(A, torch.zeros_like(A[0]))
+
+    return fit
+
+
+TABLE_1: Mapping[str, Callable[[Float[Tensor, "N d"], Float[Tensor, "N d"]], Map]] = {
+    "affine": affine,
+    "linear": _through_the_origin(linear),
+    "invertible": _through_the_origin(invertible),
+    "similarity": _through_the_origin(similarity),
+    "orthogonal": _through_the_origin(orthogonal),
+    "scaling": _through_the_origin(scaling),
+}
+"""The paper's families in the paper's order: merged and fine-tuned features -> the best map."""

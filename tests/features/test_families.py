@@ -2,7 +2,18 @@ import numpy as np
 import pytest
 import torch
 
-from momacli.features.families import FAMILIES, linear, moments, orthogonal, scaling, similarity
+from momacli.features.families import (
+    CONDITION,
+    FAMILIES,
+    RIDGE,
+    TABLE_1,
+    invertible,
+    linear,
+    moments,
+    orthogonal,
+    scaling,
+    similarity,
+)
 from momacli.features.procrustes import orthogonality_error, procrustes
 
 
@@ -69,3 +80,68 @@ def test_features_that_are_all_zero_give_finite_matrices(name):
     zero = torch.zeros(4, 3)
 
     assert torch.isfinite(FAMILIES[name](moments(zero, zero))).all()
+
+
+def loss_of(name, merged, finetuned):
+    return float((TABLE_1[name](merged, finetuned)(merged) - finetuned).square().sum())
+
+
+@pytest.mark.parametrize("samples", [60, 3], ids=["many samples", "fewer samples than dimensions"])
+def test_each_family_of_table_1_fits_no_worse_than_those_it_contains(features, samples):
+    merged, finetuned = features[:, :samples]
+
+    losses = {name: loss_of(name, merged, finetuned) for name in TABLE_1}
+
+    assert losses["affine"] <= losses["linear"] <= losses["similarity"] <= losses["orthogonal"]
+
+
+def test_a_planted_rotation_is_recovered_exactly_by_every_family_that_holds_it(features):
+    merged = features[0]
+    q = torch.linalg.qr(features[1][:5])[0]
+
+    for name in ("affine", "linear", "invertible", "similarity", "orthogonal"):
+        found = TABLE_1[name](merged, merged @ q.mT)
+        torch.testing.assert_close(found.matrix, q, atol=1e-9, rtol=0)
+        torch.testing.assert_close(found.offset, torch.zeros(5).double(), atol=1e-9, rtol=0)
+
+
+def test_the_affine_family_is_least_squares_with_a_constant_up_to_its_ridge(features):
+    merged, finetuned = features[0] + 3, features[1] - 2
+    ones = np.ones((len(merged), 1))
+    expected = np.linalg.lstsq(np.hstack([merged, ones]), finetuned.numpy(), rcond=None)[0].T
+
+    found = TABLE_1["affine"](merged, finetuned)
+
+    np.testing.assert_allclose(found.matrix, expected[:, :-1], atol=2e-2)
+    np.testing.assert_allclose(found.offset, expected[:, -1], atol=5e-2)
+
+
+def test_the_ridge_draws_the_linear_family_to_the_similarity(features):
+    merged, finetuned = features.numpy()
+    prior = similarity(moments(*features))[0].numpy()
+    strength = np.sqrt(RIDGE * np.mean(np.square(merged)) * len(merged))
+    rows = np.vstack([merged, strength * np.eye(5)])  # |A z_m - z_t|^2 + ridge |A - prior|^2
+    expected = np.linalg.lstsq(rows, np.vstack([finetuned, strength * prior.T]), rcond=None)[0].T
+
+    np.testing.assert_allclose(linear(moments(*features))[0], expected, atol=1e-10)
+
+
+def test_the_invertible_family_is_the_linear_one_with_an_inverse_that_can_be_computed(features):
+    merged, finetuned = features
+    flat = finetuned.clone()
+    flat[:, 0] = 0  # the best linear map is singular
+
+    for given in (moments(merged, finetuned), moments(merged, flat), moments(merged, 0 * flat)):
+        values = torch.linalg.svdvals(invertible(given)[0])
+        assert values[-1] > 0
+        assert values[0] / values[-1] <= CONDITION * (1 + 1e-9)
+    well = moments(merged, finetuned)
+    torch.testing.assert_close(invertible(well), linear(well))
+    assert loss_of("invertible", merged, flat) < loss_of("linear", merged, flat) * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_features_that_are_all_zero_give_finite_maps(name):
+    zero = torch.zeros(4, 3)
+
+    assert torch.isfinite(TABLE_1[name](zero, zero)(zero)).all()
