@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from momacli.checkpoint.arrays import parse_dtype
-from momacli.checkpoint.blocks import (
-    block_size,
-    bytes_to_read,
-    read_blocks,
-    read_head,
-    rounded,
-    spans,
-)
+from momacli.checkpoint.blocks import block_size, bytes_to_read, read_blocks, read_head, rounded
+from momacli.checkpoint.spans import spans
 from momacli.checkpoint.naming import choose_output, find_base, named_inputs
 from momacli.checkpoint.plan import TASK_HEADS, Expert, MergePlan
 from momacli.checkpoint.provenance import KEY, Recipe, record_input

@@ -6,7 +6,7 @@ again; they are small enough that what is computed of one stays in the processor
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from momacli.checkpoint.header import MERGEABLE_DTYPES
 from momacli.checkpoint.nonfinite import SetAside, Tolerated
 from momacli.checkpoint.plan import Expert, MergePlan
 from momacli.checkpoint.reader import Checkpoint, iterate_blocks
+from momacli.checkpoint.spans import Span
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
 
@@ -37,23 +38,6 @@ _EXPECTED = 8
 _KEPT = 1 << 24
 """Bytes of a block whose release tells glibc to keep what else is released, for the next
 temporary array, instead of giving it back to the system page by page."""
-
-_RUNS, _RUN = 1 << 11, 1 << 8
-"""Runs of a sample, and the elements of each."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """Consecutive elements of one tensor to be merged, in row-major order."""
-
-    spec: TensorSpec
-    start: int
-    stop: int
-
-    @property
-    def length(self) -> int:
-        """Number of elements."""
-        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -82,28 +66,6 @@ def piece_size(plan: MergePlan) -> int:
 def _power_of_two(limit: int) -> int:
     """The largest one that is no more than `limit`."""
     return 1 << max(0, limit.bit_length() - 1)
-
-
-def spans(specs: Iterable[TensorSpec], size: int | None) -> list[Span]:
-    """Split tensors in spans of at most `size` elements; None for one span a tensor."""
-    found = []
-    for spec in specs:
-        whole = max(1, spec.elements)
-        found += [Span(spec, a, b) for a, b in iterate_blocks(spec.elements, size or whole)]
-    return found
-
-
-def evenly_spread(specs: Sequence[TensorSpec]) -> list[Span]:
-    """Runs of elements at equal distances, about half a million in all; none of a small model."""
-    stride = sum(spec.elements for spec in specs) // _RUNS
-    if stride < 8 * _RUN:
-        return []
-    found, before = [], 0
-    for spec in specs:
-        for start in range(-before % stride, spec.elements, stride):
-            found.append(Span(spec, start, min(start + _RUN, spec.elements)))
-        before += spec.elements
-    return found
 
 
 def read_blocks(

@@ -13,16 +13,14 @@ import numpy as np
 from momacli.checkpoint.arrays import Array, as_array, as_tensor, converted
 from momacli.checkpoint.blocks import (
     Block,
-    Span,
     block_size,
     bytes_to_read,
-    evenly_spread,
     piece_size,
     read_blocks,
     rounded,
-    spans,
 )
 from momacli.checkpoint.plan import MergePlan
+from momacli.checkpoint.spans import Span, evenly_spread, spans
 from momacli.checkpoint.writer import TensorSpec
 from momacli.methods._catalog import Method
 from momacli.methods._settings import TensorSettings
