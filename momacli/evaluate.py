@@ -1,7 +1,7 @@
 """Accuracy of a model on labeled folders, task by task."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from momacli.checkpoint.reader import matches
 from momacli.data.reading import Reading
 from momacli.errors import DataError, ModelError
 from momacli.models.device import choose_device
-from momacli.progress import Listener, Progress, ignore
+from momacli.progress import Listener, Notice, Progress, ignore
 from momacli.statistics.score import Score
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from momacli.data.folders import Data
     from momacli.data.loading import Samples
+    from momacli.features.adapter import TaskAdapter
     from momacli.models.classification import Classifier
+    from momacli.models.interface import Batch
     from momacli.models.separate_head import SeparateHead
 
 _BATCH = 64
@@ -32,6 +34,7 @@ class EvalReport:
     """Scores by model and task."""
 
     scores: Mapping[str, Mapping[str, Score]]
+    added: Mapping[str, int] = field(default_factory=dict)  # parameters of adapters, by model
 
     def average(self, model: str) -> float:
         """Return the macro average: the mean of a model's accuracies, all tasks alike."""
@@ -48,6 +51,7 @@ def evaluate(
     pooling: str | None = None,
     features: str | None = None,
     heads: Sequence[str] = (),
+    adapter: bool = True,
     device: str = "auto",
     listener: Listener = ignore,
 ) -> EvalReport:
@@ -62,55 +66,61 @@ def evaluate(
 
     pooling, features: as `align` has them; what a model was aligned with need not be said.
     heads: tensors or module of the heads, where neither the architecture nor a merge tells.
+    adapter: whether models that `align` put an adapter behind are run with it.
 
     Raises MomaErrors where a model cannot be read or a folder does not match its labels.
     """
-    chosen = choose_device(device)
-    prepared: dict[tuple[str, str], tuple[Samples, Tensor]] = {}
-    told: set[str] = set()
+    from momacli.alignment.adapted import adapters_beside
+
+    run = _Run(data, choose_device(device), reading or Reading(), heads, listener)
     scores: dict[str, dict[str, Score]] = {}
+    added: dict[str, int] = {}
     for path in models:
         with MultiTask.open(Path(path), config=Path(config) if config else None) as model:
             _check_described(model)
-            scores[str(path)] = _evaluate(
-                model.with_features(pooling, features),
-                data,
-                chosen,
-                reading or Reading(),
-                listener,
-                prepared,
-                heads,
-                told,
-            )
-    return EvalReport(scores)
+            found = adapters_beside(model) if adapter else None
+            if found is not None:
+                added[str(path)] = found.parameters
+                listener(Notice(f"{path}: with the adapters in {found.path}"))
+            tasks = {} if found is None else found.tasks
+            scores[str(path)] = _evaluate(model.with_features(pooling, features), tasks, run)
+    return EvalReport(scores, added)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all models have in common, and what was prepared for those before."""
+
+    data: "Data"
+    device: "torch.device"
+    reading: Reading
+    heads: Sequence[str]
+    listener: Listener
+    prepared: "dict[tuple[str, str], tuple[Samples, Tensor]]" = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
 
 def _evaluate(
-    model: MultiTask,
-    data: "Data",
-    device: "torch.device",
-    reading: Reading,
-    listener: Listener,
-    prepared: "dict[tuple[str, str], tuple[Samples, Tensor]]",
-    heads: Sequence[str],
-    told: set[str],
+    model: MultiTask, adapters: "Mapping[str, TaskAdapter]", run: _Run
 ) -> dict[str, Score]:
+    from momacli.alignment.adapted import answers
     from momacli.data.folders import task_sources
 
     recorded = model.recipe.heads if model.recipe else ()
     if not recorded:
-        check_patterns("--heads", heads, model.checkpoints)
-    sources = task_sources(data, list(model.tasks))
+        check_patterns("--heads", run.heads, model.checkpoints)
+    sources = task_sources(run.data, list(model.tasks))
     scores = {}
     for done, (task, one) in enumerate(model.tasks.items()):
-        own = recorded or [name for name in one.entries if matches(name, heads)]
-        classifier, one = _opened(one, own, device)
+        own = recorded or [name for name in one.entries if matches(name, run.heads)]
+        network, one = _opened(one, own, run.device)
         key = (str(sources[task]), _preparation(one))
-        if key not in prepared:
-            prepared[key] = _labeled(one, sources[task], reading, told, listener)
-        listener(Progress(f"evaluating {model.path}", done, len(model.tasks), "tasks"))
-        scores[task] = _score(classifier, task, *prepared[key])
-    listener(Progress(f"evaluating {model.path}", len(model.tasks), len(model.tasks), "tasks"))
+        if key not in run.prepared:
+            run.prepared[key] = _labeled(one, sources[task], run)
+        run.listener(Progress(f"evaluating {model.path}", done, len(model.tasks), "tasks"))
+        answer = answers(network, one, adapters.get(task))
+        scores[task] = _score(answer, run.device, task, *run.prepared[key])
+    run.listener(Progress(f"evaluating {model.path}", len(model.tasks), len(model.tasks), "tasks"))
     return scores
 
 
@@ -134,16 +144,14 @@ def _preparation(model: TaskModel) -> str:
     return "|".join([*kind, *own, *files, *class_names(config)])
 
 
-def _labeled(
-    model: TaskModel, source: Path, reading: Reading, told: set[str], listener: Listener
-) -> "tuple[Samples, Tensor]":
+def _labeled(model: TaskModel, source: Path, run: _Run) -> "tuple[Samples, Tensor]":
     import torch
 
     from momacli.data.loading import load_labeled
 
     assert model.description is not None
     samples, labels = load_labeled(
-        source, model.description, model.task, reading, told=told, listener=listener
+        source, model.description, model.task, run.reading, told=run.told, listener=run.listener
     )
     return samples, torch.tensor(labels)
 
@@ -168,16 +176,19 @@ def _opened(
 
 
 def _score(
-    classifier: "Classifier | SeparateHead", task: str, samples: "Samples", labels: "Tensor"
+    answer: "Callable[[Batch], Tensor]",
+    device: "torch.device",
+    task: str,
+    samples: "Samples",
+    labels: "Tensor",
 ) -> Score:
     import torch
 
-    device = classifier.device
     correct = 0
     with torch.no_grad():
         for indices in torch.arange(len(samples)).split(_BATCH):
             wanted, inputs = labels[indices], samples.batch(indices)
-            logits = classifier.logits({key: value.to(device) for key, value in inputs.items()})
+            logits = answer({key: value.to(device) for key, value in inputs.items()})
             if int(wanted.max()) >= logits.shape[1]:
                 raise DataError(
                     f"the labels of task {task} go up to {int(wanted.max())}, "

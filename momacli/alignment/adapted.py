@@ -9,13 +9,14 @@ from torch import Tensor
 from momacli.alignment.alignment import open_alignment
 from momacli.alignment.catalog import ADDING
 from momacli.alignment.inputs import ADAPTER
+from momacli.alignment.samples import reader
 from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.provenance import Recipe
 from momacli.errors import CheckpointError, ConflictError
 from momacli.features.adapter import TaskAdapter
 from momacli.models.classification import Classifier
-from momacli.models.interface import Batch
+from momacli.models.interface import Batch, Head
 from momacli.models.separate_head import SeparateHead
 
 
@@ -25,6 +26,11 @@ class Adapters:
 
     path: Path
     tasks: Mapping[str, TaskAdapter]
+
+    @property
+    def parameters(self) -> int:
+        """How many they add, of all tasks together."""
+        return sum(adapter.parameters for adapter in self.tasks.values())
 
 
 def has_adapters(recipe: Recipe | None) -> bool:
@@ -82,6 +88,7 @@ def answers(
     if adapter is None:
         return network.logits
     mend = adapter.to(network.device).final
+    heads: list[Head] = []  # the one, once a batch has shown where it is
 
     def answer(batch: Batch) -> Tensor:
         features = network.features(batch).float()
@@ -90,9 +97,9 @@ def answers(
                 f"the adapter of task {model.task} is for features of {mend.down.shape[1]} "
                 f"numbers, the encoder gives {features.shape[1]}"
             )
-        network.find_head(batch)
-        head = network.head(lambda key: model.checkpoint.read(model.keys[key]), model.keys)
-        logits: Tensor = head(mend(features))
-        return logits
+        if not heads:
+            network.find_head(batch)
+            heads.append(network.head(reader(model), model.keys))
+        return heads[0](mend(features))
 
     return answer

@@ -1,15 +1,16 @@
 """`moma align`: realign a merged model to every task's head from unlabeled data."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from momacli.cli.assignments import options_of
 from momacli.cli.options import AsJson, Device, Features, Force, ModelConfig, MovedBase, Pooling
 from momacli.cli.reading import MaxLength, MaxSamples, Sample, Strict, TextColumn, reading_from
 from momacli.errors import UsageError
 
 if TYPE_CHECKING:
-    from momacli.alignment.report import AlignReport
     from momacli.alignment.settings import Settings
 
 EPILOG = "Example: moma align --data unlabeled/ --device cuda"
@@ -31,6 +32,14 @@ def align(
             show_default=False,
         ),
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="moma (default), aligned-c, surgery or probsurgery; the last two add parameters, "
+            "in a file beside the model. `moma methods METHOD` explains one.",
+        ),
+    ] = "moma",
     device: Device = "auto",
     recipe: Annotated[
         str | None,
@@ -59,9 +68,22 @@ def align(
         str | None,
         typer.Option(metavar="logits|features", help="What has to agree with the experts."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the mask; default 300.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps of the mask, default 300; of the other methods for each task, as published."
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Samples of each task a step; default 16, the paper's.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="OPTION=VALUE",
+            help="Any option of a method other than moma, such as rank=64; repeatable.",
+        ),
     ] = None,
     mask_rate: Annotated[
         float | None, typer.Option(help="Learning rate of the mask; default 0.1, the paper's.")
@@ -119,30 +141,36 @@ def align(
     """Realign a merged model to its experts' heads from unlabeled data, at its original size.
 
     Learns a mask on the multi-task vector and an orthogonal matrix per task, and folds both
-    into the weights. Prints the path of the output.
+    into the weights; or does what another method says. Prints the path of the output.
     """
     from momacli.align import align as align_model
+    from momacli.alignment.catalog import MOMA, known_method
+    from momacli.cli.align_summary import summary_lines
     from momacli.cli.console import print_json, print_path, say
     from momacli.cli.listening import listening
 
-    settings = _settings(
-        recipe,
-        mask=mask,
-        transform=transform,
-        objective=objective,
-        steps=steps,
-        batch_size=batch_size,
-        mask_rate=mask_rate,
-        headroom=headroom,
-        sparsity=sparsity,
-        alpha=alpha,
-        seed=seed,
-    )
+    given = {
+        "mask": mask,
+        "transform": transform,
+        "objective": objective,
+        "steps": steps,
+        "batch_size": batch_size,
+        "mask_rate": mask_rate,
+        "headroom": headroom,
+        "sparsity": sparsity,
+        "alpha": alpha,
+        "seed": seed,
+    }
+    method = known_method(method)
+    is_moma = method == MOMA
+    options = None if is_moma else _options(method, recipe, given, assignments or [])
     with listening() as listener:
         report = align_model(
             merged,
             data=data,
-            settings=settings,
+            method=method,
+            settings=_settings(recipe, given, assignments or []) if is_moma else None,
+            options=options,
             device=device,
             output=output,
             base=base,
@@ -176,7 +204,9 @@ def align(
         print_path(report.output)
 
 
-def _settings(recipe: str | None, **given: Any) -> "Settings":
+def _settings(
+    recipe: str | None, given: Mapping[str, Any], assignments: Sequence[str]
+) -> "Settings":
     """The recipe's settings with those replaced that were given."""
     from dataclasses import replace
 
@@ -184,54 +214,27 @@ def _settings(recipe: str | None, **given: Any) -> "Settings":
 
     if recipe not in (None, "moma", "paper"):
         raise UsageError(f"--recipe: expected moma or paper, found {recipe}")
+    if assignments:
+        raise UsageError(
+            "--set is for methods other than moma", hint="its options are flags: moma align --help"
+        )
     start = paper(Settings()) if recipe == "paper" else Settings()
     return replace(start, **{key: value for key, value in given.items() if value is not None})
 
 
-def summary_lines(report: "AlignReport") -> list[str]:
-    """What an alignment did, for people."""
-    from momacli.cli.console import Table, aligned, amount, duration, names
-
-    settings = report.settings
-    learned = "mask and " if settings["mask"] != "none" else ""
-    if report.dry_run:
-        tasks = names(list(report.parameters), 20)
-        return [
-            f"would align {len(report.parameters)} tasks: {learned}transforms on {report.device}",
-            f"  tasks    {tasks}",
-            f"  output   {report.output}",
-            f"  beside   {report.alignment}",
-        ]
-    rows = [
-        (
-            task,
-            str(one.samples),
-            f"{one.objective_before:.4g} → {one.objective_after:.4g}",
-            f"{one.cosine_before:.3f} → {one.cosine_after:.3f}",
-            f"{one.coefficient_before:.3f} → {one.coefficient_after:.3f}",
-            f"{one.orthogonality_error:.0e}",
-            f"{one.logit_difference:.0e}",
+def _options(
+    method: str, recipe: str | None, given: Mapping[str, Any], assignments: Sequence[str]
+) -> dict[str, Any]:
+    """The options of a method other than moma, from --set and from flags that it shares."""
+    of_moma = {"recipe": recipe} | {
+        key: value for key, value in given.items() if key not in ("steps", "batch_size", "seed")
+    }
+    wrong = [f"--{key.replace('_', '-')}" for key, value in of_moma.items() if value is not None]
+    if wrong:
+        raise UsageError(
+            f"{', '.join(wrong)}: not for method {method}",
+            hint=f"its options: moma methods {method}",
         )
-        for task, one in report.tasks.items()
-    ]
-    header = (
-        "task",
-        "samples",
-        settings["objective"],
-        "cosine",
-        "coefficient",
-        "|AᵀA-I|",
-        "Δlogit",
+    return options_of(
+        list(assignments), **{key: given[key] for key in ("steps", "batch_size", "seed")}
     )
-    lines = [f"aligned {len(rows)} tasks: {learned}transforms on {report.device}"]
-    if report.steps:
-        lines.append(
-            f"  mask     {report.steps} steps, headroom {report.headroom:.3g}, "
-            f"{report.masked_share:.1%} of the multi-task vector below half"
-        )
-    lines += [f"  {line}" for line in aligned(Table(header, rows))]
-    counts = sorted(set(report.parameters.values()))
-    same = " to ".join(amount(count) for count in dict.fromkeys([counts[0], counts[-1]]))
-    lines.append(f"  size     {same} parameters a task, as before: none added")
-    lines.append(f"  wrote    {report.output} and {report.alignment} in {duration(report.seconds)}")
-    return lines

@@ -55,6 +55,13 @@ def evaluate(
             "config.json nor a merge tells. Repeatable.",
         ),
     ] = None,
+    no_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--no-adapter",
+            help="Run models that moma align put an adapter behind, as by surgery, without it.",
+        ),
+    ] = False,
     device: Device = "auto",
     max_samples: MaxSamples = None,
     sample: Sample = None,
@@ -83,6 +90,7 @@ def evaluate(
             pooling=pooling,
             features=features,
             heads=heads or [],
+            adapter=not no_adapter,
             device=device,
             reading=reading_from(
                 max_samples,
@@ -128,6 +136,7 @@ def as_table_of_numbers(report: "EvalReport") -> dict[str, Any]:
         "models": {
             name: {
                 "average": report.average(name),
+                "added_parameters": report.added.get(name, 0),
                 "tasks": {
                     task: {
                         "accuracy": score.accuracy,
