@@ -69,7 +69,12 @@ def _power_of_two(limit: int) -> int:
 
 
 def read_blocks(
-    plan: MergePlan, wanted: Sequence[Span], *, piece: int | None = None, ahead: bool = True
+    plan: MergePlan,
+    wanted: Sequence[Span],
+    *,
+    piece: int | None = None,
+    ahead: bool = True,
+    known: bool = False,
 ) -> Iterator[tuple[Span, Block]]:
     """Read spans one after another; a block is valid until the next one is asked for.
 
@@ -78,12 +83,13 @@ def read_blocks(
     ahead: whether other threads read while the caller works; not worth it for short spans, nor
         for pieces of files that need no hashing: those are read into the cache, from where they
         are worked on, sooner than two threads could hand them to each other.
+    known: whether the same spans were read before, and so are finite unless that is tolerated.
 
     Raises ConflictError, naming the model and the tensor, where a value is not finite.
     """
     np.empty(_KEPT, dtype=np.uint8)
     if piece is not None and all(_is_plain(checkpoint) for checkpoint in _checkpoints(plan)):
-        yield from _read_pieces(plan, wanted, piece)
+        yield from _read_pieces(plan, wanted, piece, known=known and plan.tolerated is None)
         return
     rows = 1 + len(plan.experts)
     vectors = any(expert.is_task_vector for expert in plan.experts)
@@ -121,12 +127,15 @@ def _is_plain(checkpoint: Checkpoint) -> bool:
 
 
 def _read_pieces(
-    plan: MergePlan, wanted: Sequence[Span], piece: int
+    plan: MergePlan, wanted: Sequence[Span], piece: int, *, known: bool
 ) -> Iterator[tuple[Span, Block]]:
-    """Read spans a piece at a time, each into the same memory, which so stays in the cache."""
+    """Read spans a piece at a time, each into the same memory, which so stays in the cache.
+
+    known: whether all values are known to be finite.
+    """
     checkpoints = _checkpoints(plan)
     vectors = any(expert.is_task_vector for expert in plan.experts)
-    memory = np.empty(len(checkpoints) * piece, dtype=np.float64 if _is_wide(plan) else np.float32)
+    memory = _Memory(len(checkpoints), piece, wide=_is_wide(plan))
     for number, span in enumerate(wanted):
         for later in wanted[number + _EXPECTED : number + _EXPECTED + 1]:
             for checkpoint in checkpoints:
@@ -135,13 +144,36 @@ def _read_pieces(
         whole = min(_lengths_there(plan, span)) == span.length
         for start, stop in iterate_blocks(span.length, piece):
             part = Span(span.spec, span.start + start, span.start + stop)
-            buffer = memory[: len(checkpoints) * part.length].reshape(-1, part.length)
-            for row, checkpoint, values in zip(buffer, checkpoints, stored, strict=True):
-                there = part.length if whole else _length_there(checkpoint, part)
-                values.read_to(row[:there], part.start)
-                row[there:] = 0
-            state = _State(finite=is_finite(buffer), plain=whole and not vectors)
+            buffer, rows = memory.of(part.length)
+            if whole:
+                for row, values in zip(rows, stored, strict=True):
+                    values.read_to(row, part.start)
+            else:
+                for row, checkpoint, values in zip(rows, checkpoints, stored, strict=True):
+                    there = _length_there(checkpoint, part)
+                    values.read_to(row[:there], part.start)
+                    row[there:] = 0
+            state = _State(finite=known or is_finite(buffer), plain=whole and not vectors)
             yield part, _block(plan, part, buffer[0], buffer[1:], buffer[1:], state)
+
+
+class _Memory:
+    """The same memory for each piece: one row for the base and one for each expert."""
+
+    def __init__(self, rows: int, piece: int, *, wide: bool):
+        self._rows = rows
+        self._memory = np.empty(rows * piece, dtype=np.float64 if wide else np.float32)
+        self._last: tuple[Array, list[Array]] = self._cut(piece)
+
+    def of(self, length: int) -> tuple[Array, list[Array]]:
+        """All rows [rows, length], and each of them."""
+        if self._last[0].shape[1] != length:
+            self._last = self._cut(length)
+        return self._last
+
+    def _cut(self, length: int) -> tuple[Array, list[Array]]:
+        buffer = self._memory[: self._rows * length].reshape(self._rows, length)
+        return buffer, list(buffer)
 
 
 @dataclass(frozen=True)

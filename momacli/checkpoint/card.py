@@ -160,6 +160,7 @@ def _settings(recipe: Recipe) -> list[str]:
     if isinstance(merge, Mapping):
         given = {**merge, **{f"align {key}": value for key, value in given.items()}}
     known = {key: value for key, value in given.items() if isinstance(value, str | int | float)}
+    known |= {f"samples of {task}": count for task, count in _samples(given).items()}
     if not known:
         return []
     rows = [f"| {_plain(key)} | {_code(_value(value))} |" for key, value in sorted(known.items())]
@@ -187,6 +188,12 @@ def _again(recipe: Recipe) -> list[str]:
     if command:
         lines += ["Beside the output, with the inputs where they were:", ""]
         lines += ["```console", f"$ {command}", "```", ""]
+    if _samples(recipe.parameters) and not recipe.parameters.get("coefficients"):
+        return [
+            *lines,
+            "The weights hold the record of this, but for the samples that were seen; `moma info` "
+            "shows it. The same command with the same samples makes the same model.",
+        ]
     return [
         *lines,
         "The weights hold the whole record: `moma info` shows it, `moma verify` makes the model "
@@ -217,12 +224,23 @@ def _words(recipe: Recipe) -> Iterator[str]:
                 yield from (f"--{key}", _word(str(item)))
         elif key == "weights" and isinstance(value, Mapping):
             yield from ("--weights", _word(",".join(f"{k}={v}" for k, v in value.items())))
+        elif key == "samples" and (counts := _samples(given).values()):
+            yield from ("--data", "UNLABELED", "--max-samples", str(max(counts)))
+        elif isinstance(value, Mapping):
+            continue  # such as coefficients that were learned
         else:
             yield from _option(key, value)
 
 
+def _samples(given: Mapping[str, Any]) -> dict[str, int]:
+    """How many samples of each task a merge has seen, as far as that is recorded soundly."""
+    table = given.get("samples")
+    counts = table if isinstance(table, Mapping) else {}
+    return {str(task): count for task, count in counts.items() if type(count) is int}
+
+
 def _option(key: str, value: Any) -> tuple[str, ...]:
-    known = ("density", "aggregate", "task", "config", "vocab", *_ENGINE)
+    known = ("density", "aggregate", "task", "config", "vocab", "pooling", "features", *_ENGINE)
     if key == "lam":
         return "--lambda", _word(_value(value))
     if key in known:

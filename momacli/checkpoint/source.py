@@ -66,10 +66,10 @@ class Source:
 
         Raises CheckpointError if the file is shorter than it was, or was written to.
         """
-        done = 0
+        done, whole = 0, len(buffer)
         try:
-            while done < len(buffer):
-                part = buffer[done : done + _PART]
+            while done < whole:
+                part = buffer[done : done + _PART] if done or whole > _PART else buffer
                 count = _read_at(self._descriptor, part, offset + done)
                 if count == 0:
                     raise self._changed(f"now {offset + done} bytes long, before {self.size}")

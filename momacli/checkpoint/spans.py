@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from momacli.checkpoint.reader import iterate_blocks
 from momacli.checkpoint.writer import TensorSpec
 
-_RUNS, _RUN = 1 << 11, 1 << 8
+_RUNS, _RUN = 1 << 10, 1 << 9
 """Runs of a sample, and the elements of each."""
 
 

@@ -16,8 +16,9 @@ class StoredTensor:
 
     def __init__(self, file: HashedFile, entry: TensorEntry):
         """Raises CheckpointError if no array can hold its elements."""
-        what = "" if is_held(entry.dtype) else f"tensor {shown(entry.name)}"
-        self.dtype = array_dtype(entry.dtype, f"{what} of {shown_path(file.path)}")
+        held = is_held(entry.dtype)
+        what = "" if held else f"tensor {shown(entry.name)} of {shown_path(file.path)}"
+        self.dtype = array_dtype(entry.dtype, what)
         self._read = file.read_here
         self._start = entry.start
 

@@ -121,12 +121,16 @@ def count_patterns(values: Array, low: int, width: int, shift: int, bins: Array)
 
 
 @_compiled
-def keep_some(values: Array, key: np.uint64, position: int, limit: np.uint64, kept: Array) -> None:
-    """Copy the values whose random number of 64 bits is below `limit`, and zeros for others."""
+def keep_some(values: Array, keys: Array, positions: Array, limit: np.uint64, kept: Array) -> None:
+    """Copy the values [T, n] whose random number of 64 bits is below `limit`, and zeros for others.
+
+    keys, positions: of each row, what its numbers are made of and where they begin.
+    """
     zero = values.dtype.type(0)
-    for i in range(values.shape[0]):
-        drawn = _split_mix(key, np.uint64(position) + np.uint64(i))
-        kept[i] = values[i] if drawn < limit else zero
+    for t in range(values.shape[0]):
+        row, out, key, position = values[t], kept[t], keys[t], np.uint64(positions[t])
+        for i in range(row.shape[0]):
+            out[i] = row[i] if _split_mix(key, position + np.uint64(i)) < limit else zero
 
 
 @_compiled

@@ -35,15 +35,20 @@ class Card:
     has_scope: bool  # a first pass over the whole model, or over each tensor
     is_random: bool
     is_ordered: bool
+    sees_samples: bool = False  # of every task, without labels
 
 
 def method_card(name: str) -> Card:
     """Read one method's file. Raises UsageError, with the nearest name, if there is none."""
     spoken = known_method(name)
-    stem = spoken.replace("-", "_")
-    module = ast.parse(Path(__file__).with_name(f"{stem}.py").read_text(encoding="utf-8"))
+    return card_of(spoken, Path(__file__).with_name(f"{spoken.replace('-', '_')}.py"))
+
+
+def card_of(name: str, file: Path) -> Card:
+    """Read the file of a method, which has a function of its own name."""
+    module = ast.parse(file.read_text(encoding="utf-8"))
     functions = {item.name: item for item in module.body if isinstance(item, ast.FunctionDef)}
-    function = functions[stem]
+    function = functions[file.stem]
     title, _, text = (ast.get_docstring(module) or "").partition("\n")
     doc = ast.get_docstring(function) or ""
     parameters = _keywords(function)
@@ -54,7 +59,7 @@ def method_card(name: str) -> Card:
         if key not in RESERVED
     )
     return Card(
-        name=spoken,
+        name=name,
         title=title,
         text=text.strip(),
         returns=inspect.cleandoc(doc.partition("\n\n")[0]),

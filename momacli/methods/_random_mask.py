@@ -5,6 +5,7 @@ seed, the expert and the tensor.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -18,23 +19,29 @@ class Draws:
     def __init__(self, key: str):
         """key: whatever must be the same for the numbers to be the same."""
         digest = hashlib.sha256(key.encode()).digest()
-        self._key = np.uint64(int.from_bytes(digest[:8], "little"))
-        self._position = 0
-
-    def thin(
-        self, tau: Float[np.ndarray, " n"], keep: float, kept: Float[np.ndarray, " n"]
-    ) -> None:
-        """Copy each of the next n entries with probability `keep`; the others become 0."""
-        if keep >= 1:
-            kept[:] = tau
-        else:
-            limit = np.uint64(int(keep * 2**64))
-            keep_some(np.ascontiguousarray(tau), self._key, self._position, limit, kept)
-        self._position += len(tau)
+        self.key = np.uint64(int.from_bytes(digest[:8], "little"))
+        self.position = 0
 
     def uniform(self, count: int) -> Float[np.ndarray, " n"]:
         """Draw one float32 number from [0, 1) for each of the next `count` entries."""
         numbers = np.empty(count, dtype=np.float32)
-        draw_uniform(self._key, self._position, numbers)
-        self._position += count
+        draw_uniform(self.key, self.position, numbers)
+        self.position += count
         return numbers
+
+
+def thinned(
+    task_vectors: Float[np.ndarray, "T n"], draws: Sequence[Draws], keep: float
+) -> Float[np.ndarray, "T n"]:
+    """Keep each of the next n entries of every expert with probability `keep`; others become 0."""
+    if keep >= 1:
+        kept = task_vectors.copy()
+    else:
+        kept = np.empty_like(task_vectors, order="C")
+        keys = np.array([drawn.key for drawn in draws], dtype=np.uint64)
+        positions = np.array([drawn.position for drawn in draws])
+        limit = np.uint64(int(keep * 2**64))
+        keep_some(np.ascontiguousarray(task_vectors), keys, positions, limit, kept)
+    for drawn in draws:
+        drawn.position += task_vectors.shape[1]
+    return kept

@@ -171,7 +171,7 @@ class StreamedMerge:
         elementwise = self.method.elementwise
         piece = piece_size(self.plan) if elementwise and not self._is_alone(statistics) else None
         with one_thread() if elementwise and not self.method.takes_arrays else nullcontext():
-            for span, block in read_blocks(self.plan, wanted, piece=piece):
+            for span, block in read_blocks(self.plan, wanted, piece=piece, known=bool(statistics)):
                 if span.start == 0:
                     given = self._arguments(span.spec.name, statistics.get(span.spec.name))
                 if suspicion is not None:
@@ -253,7 +253,8 @@ class _Stacks:
         sizes = bytes_to_read(self._plan)
         total = sum(sizes[spec.name] for spec in self._specs)
         wanted = spans(self._specs, block_size(self._plan))
-        for span, block in read_blocks(self._plan, wanted, piece=piece_size(self._plan)):
+        known, piece = self._passes > 1, piece_size(self._plan)
+        for span, block in read_blocks(self._plan, wanted, piece=piece, known=known):
             yield self._given(block)
             read += sizes[span.spec.name] * span.length / span.spec.elements
             self._listener(Progress(stage, round(read), total, "bytes"))

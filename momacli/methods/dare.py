@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_entries
-from momacli.methods._random_mask import Draws
+from momacli.methods._random_mask import Draws, thinned
 from momacli.methods.average import average
 from momacli.methods.task_arithmetic import task_arithmetic
 from momacli.methods.ties import TiesStatistic, ties
@@ -51,9 +51,7 @@ def dare(
     if not 0 <= drop_rate < 1:
         raise UsageError(f"drop_rate: expected at least 0 and below 1, found {drop_rate}")
     keep = 1 - drop_rate
-    survivors = np.empty_like(task_vectors)
-    for survivor, tau, drawn in zip(survivors, task_vectors, draws, strict=True):
-        drawn.thin(tau, keep, survivor)
+    survivors = thinned(task_vectors, draws, keep)
     scale = lam / keep if rescale else lam
     if then == "ties":
         untrimmed = TiesStatistic(np.zeros(len(survivors)))

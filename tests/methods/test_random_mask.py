@@ -5,13 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from momacli.methods._random_mask import Draws
+from momacli.methods._random_mask import Draws, thinned
 
 
 def mask(drawn: Draws, count: int, keep: float) -> np.ndarray:
-    kept = np.empty(count, dtype=np.float32)
-    drawn.thin(np.ones_like(kept), keep, kept)
-    return kept > 0
+    return thinned(np.ones((1, count), dtype=np.float32), [drawn], keep)[0] > 0
 
 
 @pytest.mark.parametrize("keep", [1e-9, 1 / 512, 0.1, 0.5, 0.9, 1.0])
