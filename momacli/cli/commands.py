@@ -8,6 +8,7 @@ from momacli import __version__
 from momacli.cli import (
     absorb,
     align,
+    compare,
     convert,
     demo,
     evaluate,
@@ -30,6 +31,7 @@ app.command("merge", epilog=merge.EPILOG)(merge.merge)
 app.command("align", epilog=align.EPILOG)(align.align)
 app.command("absorb", epilog=absorb.EPILOG)(absorb.absorb)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("head", epilog=head.EPILOG)(head.head)
 app.command("convert", epilog=convert.EPILOG)(convert.convert)
 app.command("info", epilog=info.EPILOG)(info.info)

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from momacli.cli.options import Force
+
 EPILOG = (
     "Example: moma head --model clip/ --classes eurosat.txt --templates eurosat "
     "-o head_eurosat.safetensors"
@@ -28,9 +30,7 @@ def head(
             "mnist, resisc45, sun397, svhn; default 'a photo of a {}.'",
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an output that moma did not write.")
-    ] = False,
+    force: Force = False,
 ) -> None:
     """Make a zero-shot classifier of CLIP, SigLIP or open_clip from its text encoder.
 

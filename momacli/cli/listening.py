@@ -1,11 +1,16 @@
-"""Progress on stderr: a moving bar on a terminal, a line now and then elsewhere."""
+"""Progress on stderr: a moving bar on a terminal, a line now and then elsewhere.
 
+For another process that listens, events as JSON.
+"""
+
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from momacli.cli.console import amount, duration, is_follower, is_terminal, plain, say
+from momacli.comparing.events import VARIABLE, Pace, Peak, encode, peak_of_this_process
 from momacli.progress import Listener, Notice, Progress, ignore
 
 FIRST, INTERVAL = 1.0, 10.0
@@ -17,11 +22,29 @@ def listening() -> Iterator[Listener]:
     """Give a listener to pass to a verb; what it shows is finished when the block ends."""
     if is_follower():
         yield ignore  # the first process speaks for all
+    elif os.environ.get(VARIABLE) == "json":
+        with _events() as listener:
+            yield listener
     elif is_terminal(sys.stderr):
         with _bar() as listener:
             yield listener
     else:
         yield _Lines()
+
+
+@contextmanager
+def _events() -> Iterator[Listener]:
+    """Each event as a line of JSON, and at the end what memory the process had at most."""
+    pace = Pace()
+
+    def tell(event: Progress | Notice) -> None:
+        if pace.lets(event):
+            say(encode(event))
+
+    try:
+        yield tell
+    finally:
+        say(encode(Peak(peak_of_this_process())))
 
 
 class _Meter:

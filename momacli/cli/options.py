@@ -7,6 +7,17 @@ import typer
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the report as JSON instead of the output's path.")
 ]
+CheckpointEvery = Annotated[
+    int,
+    typer.Option(
+        help="Steps after which the state is kept beside the output; the same command goes on from "
+        "it after a stop. 0: only on Ctrl-C."
+    ),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="Fine-tuned features are kept here; ~/.cache/moma."),
+]
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda", help="auto takes a GPU where there is one.")
 ]

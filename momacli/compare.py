@@ -1,0 +1,334 @@
+"""Compare methods on the same experts and samples, as the paper's Tables 2, 3 and 5 do."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from momacli.checkpoint.naming import Named, find_base, named_inputs
+from momacli.checkpoint.reader import task_name
+from momacli.comparing.commands import MODELS, Common
+from momacli.comparing.making import Making
+from momacli.comparing.overlap import find_overlaps
+from momacli.comparing.plan import FINE_TUNED, PRE_TRAINED, Keys, Sweeps, Wanted, all_wanted
+from momacli.comparing.process import Run, run_process
+from momacli.comparing.report import CompareReport, reported
+from momacli.comparing.rows import STATE, Finished, Row, check_folder
+from momacli.comparing.specs import Spec, Step, read_specs
+from momacli.data.folders import task_sources
+from momacli.data.reading import Reading
+from momacli.data.sampling import Sampling
+from momacli.errors import CheckpointError, ConflictError, ModelError, MomaError, UsageError
+from momacli.evaluate import evaluate
+from momacli.merge import merge
+from momacli.merging.report import MergeReport
+from momacli.progress import Listener, Notice, Progress, ignore
+from momacli.statistics.score import Score
+
+if TYPE_CHECKING:
+    from momacli.data.folders import Data
+
+
+@dataclass(frozen=True)
+class Options:
+    """What else can be said of models and samples, as `merge`, `align` and `evaluate` take it.
+
+    evaluated: samples of each task that are evaluated at most.
+    """
+
+    reading: Reading = field(default_factory=Reading)
+    evaluated: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    config: str | None = None
+    heads: tuple[str, ...] = ()
+    pooling: str | None = None
+    features: str | None = None
+    cache: str | None = None
+
+
+def compare(
+    experts: Sequence[str | Path],
+    *,
+    evaluation: "Data",
+    data: "Data | None" = None,
+    base: str | Path | None = None,
+    methods: Sequence[str] = ("paper",),
+    sweeps: Sweeps | None = None,
+    output: str | Path = "comparison",
+    options: Options | None = None,
+    keep_models: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    run: Run = run_process,
+    listener: Listener = ignore,
+) -> CompareReport:
+    """Merge, align and evaluate by several methods; each in processes of its own.
+
+    experts, base: as `merge` takes them.
+    data: unlabeled samples, as `align` takes them; needed where a method is aligned.
+    evaluation: labeled samples, as `evaluate` takes them.
+    methods: such as "average", "ties:density=0.1+moma:steps=100"; "paper" are the rows of its
+        Table 2, "all" every method with its defaults. A method of "paper" or "all" that does not
+        fit the experts is left out, and that is said; one that was named is an error.
+    sweeps: settings at which the alignments are repeated.
+    output: a folder; its `rows.json` keeps what is finished, so that the same call goes on where
+        a run was stopped, and does nothing that is done. What failed is tried again.
+    keep_models: leave the models in `models/`; otherwise each goes when it has been evaluated.
+    run: how commands are run.
+
+    A row's time is that of merging and aligning, without the fine-tuned features, which are
+    computed once for all; its memory the largest peak of a process that did so. A method that
+    fails is a row with its error. Raises MomaErrors for what no row could be made with.
+    """
+    started = time.monotonic()
+    options, sweeps = options or Options(), sweeps or Sweeps()
+    specs, named = read_specs(methods)
+    sweeps.check(specs)
+    if data is None and (aligned := [str(spec) for spec in specs if spec.alignment]):
+        raise UsageError(
+            "alignments need unlabeled samples",
+            details=aligned[:20],
+            hint="give them with --data, or name methods without",
+        )
+    check_folder(Path(output), force=force)
+    base_input, inputs = find_base(named_inputs(experts), base)
+    common = _common(inputs, base_input, data, Path(output), options)
+    tell = _each_once(listener)
+    tasks = _check_inputs(common, tell)
+    specs = _fitting(common, specs, named, tell)
+    held_out = task_sources(evaluation, tasks)
+    seen = {} if data is None else task_sources(data, tasks)
+    overlaps = find_overlaps(seen, held_out, options.reading.columns)
+    if overlaps:
+        tell(Notice(f"samples to adapt to are evaluated, too: {'; '.join(map(str, overlaps))}"))
+    wanted = all_wanted(specs, sweeps)
+    rows: Mapping[str, Row] = {}
+    if not dry_run:
+        paths = {item.name: item.path for item in inputs} | {"base": base_input.path}
+        making = Making(
+            common=common,
+            keys=Keys(common, paths, seen, held_out, options.evaluated),
+            finished=Finished(common.folder / STATE, listener=tell),
+            run=run,
+            evaluate=lambda path: _scores(path, held_out, options, tell),
+            keep_models=keep_models,
+            named={base for spec in named for base in (spec, spec.base)} | {PRE_TRAINED},
+            total=len(wanted) + 1,
+            listener=tell,
+        )
+        _make(making, wanted, inputs, held_out, options)
+        rows = making.rows
+        wanted = [one for one in wanted if one.name not in making.left_out]
+    report = reported(common.folder, tasks, wanted, rows, sweeps.data_ratios)
+    return replace(
+        report,
+        overlaps=[str(one) for one in overlaps],
+        figures=[] if dry_run else _draw(report),
+        seconds=time.monotonic() - started,
+        dry_run=dry_run,
+    )
+
+
+def _common(
+    inputs: Sequence[Named],
+    base: Named,
+    data: "Data | None",
+    folder: Path,
+    options: Options,
+) -> Common:
+    given = [data] if isinstance(data, (str, Path)) else list(data or ())
+    return Common(
+        experts=[f"{item.name}={item.path}" for item in inputs],
+        base=str(base.path),
+        data=[str(item) for item in given],
+        folder=folder,
+        as_folders=all(item.path.is_dir() for item in inputs),
+        reading=options.reading,
+        seed=options.seed,
+        device=options.device,
+        config=options.config,
+        heads=options.heads,
+        pooling=options.pooling,
+        features=options.features,
+        cache=options.cache,
+    )
+
+
+def _check_inputs(common: Common, listener: Listener) -> tuple[str, ...]:
+    """Refuse inputs that cannot be merged, or have no heads; returns the tasks."""
+    report = _planned(common, PRE_TRAINED.merge, listener)
+    if not report.carried:
+        raise UsageError(
+            "the experts have no heads, so no accuracy can be told",
+            hint="say which tensors are the heads with --heads",
+        )
+    return report.tasks
+
+
+def _planned(common: Common, step: Step, listener: Listener = ignore) -> MergeReport:
+    """What a merge would do, from headers alone. Raises MomaErrors for what does not fit."""
+    return merge(
+        common.experts,
+        base=common.base,
+        method=step.name,
+        options=step.own_options,
+        scope=step.scope,
+        heads=common.heads,
+        config=common.config,
+        output=common.model("planned"),
+        dry_run=True,
+        listener=listener,
+    )
+
+
+def _fitting(
+    common: Common, specs: Sequence[Spec], named: set[Spec], listener: Listener
+) -> list[Spec]:
+    """Those whose merges fit the experts. Raises UsageError if one was named that does not."""
+    unfit: dict[Spec, MomaError] = {}
+    for base in dict.fromkeys(spec.base for spec in specs):
+        try:
+            _planned(common, base.merge)
+        except MomaError as error:
+            unfit[base] = error
+    wrong = [spec.base for spec in named if spec.base in unfit]
+    if wrong:
+        raise UsageError(
+            "methods that do not fit these experts",
+            details=sorted(f"{base}: {unfit[base].message}" for base in dict.fromkeys(wrong)),
+        )
+    for base, reason in unfit.items():
+        listener(Notice(f"left out {base}: {reason.message}"))
+    return [spec for spec in specs if spec.base not in unfit]
+
+
+def _make(
+    making: Making,
+    wanted: Sequence[Wanted],
+    inputs: Sequence[Named],
+    held_out: Mapping[str, Path],
+    options: Options,
+) -> None:
+    models = making.common.folder / MODELS
+    try:
+        _fine_tuned(making, inputs, held_out, options)
+        for base in dict.fromkeys(one.spec.base for one in wanted):
+            making.group(base, [one for one in wanted if one.spec.base == base])
+    except KeyboardInterrupt:
+        done = len([row for row in making.rows.values() if row.error is None])
+        making.listener(
+            Notice(
+                f"stopped; {done} of {making.total} rows are finished and kept in "
+                f"{making.finished.path}; the same command goes on from there"
+            )
+        )
+        raise
+    with suppress(OSError):  # where models are kept, or there is none
+        models.rmdir()
+
+
+def _fine_tuned(
+    making: Making, inputs: Sequence[Named], held_out: Mapping[str, Path], options: Options
+) -> None:
+    """The row of the experts themselves, each on its own task."""
+    blank = Row(FINE_TUNED, "Fine-tuned", indented=False)
+    key = making.keys.of(FINE_TUNED, uses_data=False)
+    if making.take_up(FINE_TUNED, key):
+        return
+    scores: dict[str, Score] = {}
+    try:
+        for item in inputs:
+            source = {item.name: held_out[item.name]}
+            scores |= _scores_of_expert(making, item, source, options)
+    except MomaError as error:
+        making.fail(FINE_TUNED, blank, error)
+    else:
+        making.keep(FINE_TUNED, key, replace(blank, scores=scores))
+
+
+def _scores_of_expert(
+    making: Making, item: Named, source: Mapping[str, Path], options: Options
+) -> Mapping[str, Score]:
+    """An expert alone; what is no model by itself, as an adapter is not, on its base."""
+    own = {task_name(item.path): source[item.name]}
+    try:
+        (score,) = _scores(item.path, own, options, making.listener).values()
+    except (CheckpointError, ConflictError, ModelError):
+        alone = making.common.model(f"{FINE_TUNED}-{item.name}")
+        step = Step("task-arithmetic", (("lambda", "1"),))
+        making.run(making.common.merge(step, alone, [f"{item.name}={item.path}"]), ignore)
+        scores = making.evaluate(alone)
+        shutil.rmtree(alone.parent)
+        return scores
+    return {item.name: score}
+
+
+def _scores(
+    path: Path, held_out: Mapping[str, Path], options: Options, listener: Listener
+) -> Mapping[str, Score]:
+    """Correct answers of a model's tasks."""
+    sampling = Sampling(options.evaluated, None, options.seed)
+    report = evaluate(
+        [path],
+        data=[f"{task}={source}" for task, source in held_out.items()],
+        reading=replace(options.reading, sampling=sampling),
+        config=options.config,
+        pooling=options.pooling,
+        features=options.features,
+        heads=options.heads,
+        device=options.device,
+        listener=listener,
+    )
+    return report.scores[str(path)]
+
+
+def _draw(report: CompareReport) -> list[Path]:
+    """The figures of the sweeps, as PNG and SVG."""
+    swept = {
+        "masking-rate": ("masking rate", report.masking),
+        "data-ratio": ("share of the unlabeled samples", report.ratios),
+    }
+    levels = {row.label: row.average for row in report.rows[:2] if row.average is not None}
+    files = []
+    for name, (x_label, rows) in swept.items():
+        lines = _lines(rows)
+        if not lines:
+            continue
+        from momacli.figures.accuracy import save_figure
+        from momacli.figures.sweeps import draw_sweep
+
+        wide = name == "data-ratio"
+        figure = draw_sweep(lines, x_label=x_label, levels=levels, logarithmic=wide)
+        for suffix in ("png", "svg"):
+            files.append(report.output / f"{name}.{suffix}")
+            save_figure(figure, files[-1])
+    return files
+
+
+def _lines(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+    """Setting and average accuracy of each method, in rising order."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        setting = row.data_ratio if row.masking_rate is None else row.masking_rate
+        if setting is not None and row.average is not None:
+            lines.setdefault(row.name, []).append((setting, row.average))
+    return {name: sorted(points) for name, points in lines.items()}
+
+
+def _each_once(listener: Listener) -> Listener:
+    """Hand on what processes say, but no remark twice, also of another file of the same."""
+    told: set[str] = set()
+
+    def tell(event: Progress | Notice) -> None:
+        if isinstance(event, Notice):
+            remark = event.text.partition(" (from ")[0]
+            if remark in told:
+                return
+            told.add(remark)
+        listener(event)
+
+    return tell

@@ -1,0 +1,78 @@
+"""The alignments that rows can have, and their options, in the words of `moma align`."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from momacli.alignment.settings import Settings
+from momacli.data.sampling import Sampling, parse_share
+from momacli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """An alignment as a row names it."""
+
+    title: str  # in tables, behind "w/"
+    arguments: tuple[str, ...] = ()  # of `moma align`
+    has_mask: bool = False
+
+
+ALIGNMENTS: Mapping[str, Alignment] = {
+    "moma": Alignment("MOMA", has_mask=True),
+    "paper": Alignment("MOMA as in the paper", ("--recipe", "paper"), has_mask=True),
+    "orthogonal": Alignment("Orthogonal", ("--mask", "none")),
+}
+"""Name in a row -> what it stands for; "orthogonal" is the closed form of the paper's Table 4."""
+
+_KINDS: Mapping[str, type] = {
+    "transform": str,
+    "objective": str,
+    "steps": int,
+    "batch-size": int,
+    "mask-rate": float,
+    "headroom": float,
+    "sparsity": float,
+    "alpha": float,
+}
+_SAMPLES = ("sample", "max-samples")
+
+
+def alignment_arguments(name: str, options: Sequence[tuple[str, str]]) -> list[str]:
+    """What `moma align` has to be told. Raises UsageError, with the nearest name."""
+    if name not in ALIGNMENTS:
+        near = difflib.get_close_matches(name, ALIGNMENTS, n=1)
+        raise UsageError(
+            f"there is no alignment {name}",
+            hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(ALIGNMENTS)}",
+        )
+    known = (*_KINDS, *_SAMPLES)
+    for key, _ in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise UsageError(
+                f"{name} has no option {key}",
+                hint=f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}",
+            )
+    samples = {key: value for key, value in options if key in _SAMPLES}
+    if "sample" in samples:
+        Sampling(share=parse_share(samples["sample"]))
+    if "max-samples" in samples:
+        Sampling(count=_converted("max-samples", samples["max-samples"], int))
+    own = {key: _converted(key, value, _KINDS[key]) for key, value in options if key in _KINDS}
+    Settings(**{key.replace("-", "_"): value for key, value in own.items()})
+    given = [word for key, value in options for word in (f"--{key}", value)]
+    return [*ALIGNMENTS[name].arguments, *given]
+
+
+def _converted(key: str, text: str, kind: type) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or (kind is float and not math.isfinite(value)):
+        wanted = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{key}: expected {wanted}, found {text}")
+    return value
