@@ -41,6 +41,11 @@ def absorb(
     with ExitStack() as stack:
         model = stack.enter_context(MultiTask.open(Path(merged)))
         found = stack.enter_context(open_alignment(Path(alignment)))
+        if found.adapters:
+            raise ConflictError(
+                f"{alignment} holds adapters, which cannot be folded into weights",
+                hint="keep the file beside the model that moma align wrote with it",
+            )
         _check_fit(model, found, Path(alignment))
         names = next(iter(model.tasks.values())).keys
         opened = under_names_of(_open_base(stack, found, Path(alignment), base), names)

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from momacli.alignment.beside import ADAPTER, ALIGNMENT
 from momacli.alignment.catalog import ADDING, MOMA, FeatureMethod, feature_method, known_method
 from momacli.alignment.report import AlignReport
 from momacli.alignment.settings import Settings
@@ -65,7 +66,7 @@ def align(
     Raises MomaErrors before any work where inputs do not fit, and DivergenceError if a loss is
     not finite; nothing is written then.
     """
-    from momacli.alignment.inputs import ADAPTER, ALIGNMENT, default_input, open_inputs
+    from momacli.alignment.inputs import default_input, open_inputs
     from momacli.data.features import FeatureCache, default_cache
 
     started = time.monotonic()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from momacli.adapters.config import config_file, read_adapter_config
+from momacli.alignment.beside import adapter_file, has_adapters
 from momacli.checkpoint.arrays import is_held
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import TensorEntry
@@ -58,6 +59,15 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Added:
+    """What lies beside a model and is needed with it."""
+
+    path: Path
+    method: str
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Info:
     """What a checkpoint holds, from its headers alone."""
 
@@ -68,6 +78,7 @@ class Info:
     nbytes: int
     origin: Origin
     adapter: str | None = None  # what kind of adapter it is and of which base, by its own word
+    added: Added | None = None  # adapters that moma align put behind it
 
 
 @dataclass(frozen=True)
@@ -129,12 +140,23 @@ def info(path: str | Path) -> Info:
         nbytes=sum(module.nbytes for module in modules),
         origin=_origin(place.name, place, {}, recipe, _DEEPEST),
         adapter=adapter,
+        added=_added(place, recipe),
     )
 
 
 def _adapter(checkpoint: Checkpoint) -> str:
     config = read_adapter_config(config_file(checkpoint))
     return f"{config} for {shown(config.base_name)}" if config.base_name else str(config)
+
+
+def _added(place: Path, recipe: Recipe | None) -> Added | None:
+    """Count what an alignment added; None where it added nothing, or its file is gone."""
+    path = adapter_file(place)
+    if recipe is None or not has_adapters(recipe) or not path.is_file():
+        return None
+    with Checkpoint.open(path) as opened:
+        count = sum(entry.elements for entry in opened.entries.values())
+    return Added(path, str(recipe.parameters["method"]), count)
 
 
 def _origin(

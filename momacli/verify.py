@@ -140,9 +140,8 @@ def _absorb_again(
     listener: Listener,
 ) -> _SaidOfItself:
     from momacli.absorb import open_inputs
-    from momacli.alignment.adapted import file_beside, has_adapters
+    from momacli.alignment.beside import ADAPTER, ALIGNMENT, file_beside, has_adapters
     from momacli.alignment.folding import compute, parts_of, recipe_at
-    from momacli.alignment.inputs import ADAPTER, ALIGNMENT
 
     if recorded.merged is None:
         raise CheckpointError(f"{shown_path(place)} does not say what it was aligned from")

@@ -7,12 +7,10 @@ from pathlib import Path
 from torch import Tensor
 
 from momacli.alignment.alignment import open_alignment
-from momacli.alignment.catalog import ADDING
-from momacli.alignment.inputs import ADAPTER
+from momacli.alignment.beside import adapter_file, has_adapters
 from momacli.alignment.samples import reader
 from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.multitask import MultiTask, TaskModel
-from momacli.checkpoint.provenance import Recipe
 from momacli.errors import CheckpointError, ConflictError
 from momacli.features.adapter import TaskAdapter
 from momacli.models.classification import Classifier
@@ -33,18 +31,6 @@ class Adapters:
         return sum(adapter.parameters for adapter in self.tasks.values())
 
 
-def has_adapters(recipe: Recipe | None) -> bool:
-    """Whether a model was written with adapters, without which it is a mere merge."""
-    if recipe is None or recipe.command != "align":
-        return False
-    return recipe.parameters.get("method") in ADDING
-
-
-def file_beside(output: Path, name: str) -> Path:
-    """Where a file that belongs to an output is: in its folder, or beside a file."""
-    return output / name if output.is_dir() else output.with_name(f"{output.stem}.{name}")
-
-
 def adapters_beside(model: MultiTask) -> Adapters | None:
     """Read the adapters that an output was written with; None if there were none.
 
@@ -55,13 +41,11 @@ def adapters_beside(model: MultiTask) -> Adapters | None:
     if not has_adapters(model.recipe):
         return None
     assert model.recipe is not None
-    own = file_beside(model.path, ADAPTER)
-    around = model.path.resolve().parent / ADAPTER
-    path = around if model.path.is_dir() and around.is_file() and not own.is_file() else own
+    path = adapter_file(model.path)
     hint = "bring it back, or leave the adapter out with --no-adapter"
     if not path.is_file():
         raise CheckpointError(
-            f"{shown_path(own)} does not exist, the adapter of {shown_path(model.path)}", hint=hint
+            f"{shown_path(path)} does not exist, the adapter of {shown_path(model.path)}", hint=hint
         )
     with open_alignment(path) as found:
         if found.sha256() != model.recipe.alignment:

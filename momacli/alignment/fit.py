@@ -79,13 +79,7 @@ def fit_alignment(
     """
     objective = _objective(settings)
     before = encode_all(encoder, tasks, "merged features", listener)
-    for z_m, task in zip(before, tasks, strict=True):
-        for whose, features in (("merged", z_m), ("fine-tuned", task.finetuned)):
-            if not bool(torch.isfinite(features).all()):
-                raise DivergenceError(
-                    f"the {whose} model's features of task {task.task} are not finite",
-                    hint="look for broken samples in its folder, or NaN in the checkpoints",
-                )
+    check_finite(before, tasks)
     family = "orthogonal" if settings.transform == "penalty" else settings.transform
     full = _moments(before, tasks)
     closed = FAMILIES[family](full).float()
@@ -135,6 +129,17 @@ def encode_all(
             listener(Progress(stage, done, total, "samples"))
         result.append(torch.cat(parts))
     return result
+
+
+def check_finite(merged: Sequence[Float[Tensor, "N d"]], tasks: Sequence[TaskData]) -> None:
+    """Raise DivergenceError naming whose features of which task are not finite."""
+    for z_m, task in zip(merged, tasks, strict=True):
+        for whose, features in (("merged", z_m), ("fine-tuned", task.finetuned)):
+            if not bool(torch.isfinite(features).all()):
+                raise DivergenceError(
+                    f"the {whose} model's features of task {task.task} are not finite",
+                    hint="look for broken samples in its folder, or NaN in the checkpoints",
+                )
 
 
 def _descend(

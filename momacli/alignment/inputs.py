@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from momacli.adapters.checkpoint import with_adapter
+from momacli.alignment.beside import ALIGNMENT, has_adapters
 from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.checkpoint.naming import choose_output
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from momacli.data.folders import Data
-
-ALIGNMENT = "alignment.safetensors"
-"""The alignment's file in an output folder; an output file has NAME.alignment.safetensors."""
-
-ADAPTER = "surgery.safetensors"
-"""The same of a method that adds parameters, which the file then holds."""
-
-_DEFAULTS = ("merged", "merged.safetensors")
 
 
 @dataclass(frozen=True)
@@ -153,6 +146,11 @@ def open_sources(
         raise ConflictError(
             f"{path} holds a model of its own for each task, which share no encoder",
             hint=f"align one of them, such as {model.checkpoints[0].path}",
+        )
+    if has_adapters(recipe):
+        raise ConflictError(
+            f"{path} has adapters, which belong to its features as they are",
+            hint="align the merged model that it was made from",
         )
     if recipe is None or not recipe.inputs or recipe.command == "convert":
         raise ConflictError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from momacli.alignment.catalog import ADDING, FeatureMethod
-from momacli.alignment.fit import TaskData, encode_all
+from momacli.alignment.fit import TaskData, check_finite, encode_all
 from momacli.alignment.objectives import answer_divergence
 from momacli.alignment.outcome import CHECKED, Outcome
 from momacli.alignment.report import task_report
@@ -29,9 +29,10 @@ def fit_on_features(
 ) -> Outcome:
     """Fit an adapter or a head to each task's features; the encoder holds the merged weights.
 
-    Raises DivergenceError if a loss is not finite.
+    Raises DivergenceError if features or a loss are not finite.
     """
     merged = encode_all(encoder, tasks, "merged features", listener)
+    check_finite(merged, tasks)
     done = _resumed(keeper, listener)
     try:
         for number, (task, z_m) in enumerate(zip(tasks, merged, strict=True)):

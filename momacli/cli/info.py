@@ -31,7 +31,7 @@ def info(
 
     With two checkpoints: the tensors that differ, how many of their values, and by how much.
     """
-    from momacli.cli.console import plain, print_json, print_table
+    from momacli.cli.console import amount, plain, print_json, print_table
     from momacli.info import compare
     from momacli.info import info as describe
 
@@ -53,6 +53,9 @@ def info(
     print()
     if found.adapter:
         print(plain(found.adapter))
+    if found.added:
+        more = amount(found.added.parameters, "parameters")
+        print(plain(f"and {more} of {found.added.method} in {found.added.path}"))
     for line in _tree(found.origin):
         print(plain(line))
 
