@@ -1,19 +1,25 @@
-"""Merge fine-tuned copies of one model, tensor by tensor, without data."""
+"""Merge fine-tuned copies of one model, tensor by tensor or from unlabeled samples."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from momacli.checkpoint.naming import find_base, named_inputs
 from momacli.checkpoint.nonfinite import Tolerated
+from momacli.data.reading import Reading
 from momacli.errors import UsageError
+from momacli.merging.catalog import find_method, known_method, method_names, sample_method
 from momacli.merging.output import Writing, write
-from momacli.merging.prepare import prepare
+from momacli.merging.prepare import Merging, prepare
 from momacli.merging.report import MergeReport
-from momacli.methods._catalog import known_method, load_method
 from momacli.progress import Listener, ignore
 from momacli.recipes.rules import Rule
+
+if TYPE_CHECKING:
+    from momacli.data.folders import Data
+    from momacli.merging.learned import Coefficients
 
 
 def merge(
@@ -35,7 +41,12 @@ def merge(
     max_shard_size: str | None = None,
     other_base: bool = False,
     allow_nonfinite: bool = False,
-    device: str = "cpu",
+    device: str | None = None,
+    data: "Data | None" = None,
+    reading: Reading | None = None,
+    pooling: str | None = None,
+    features: str | None = None,
+    checkpoint_every: int = 100,
     force: bool = False,
     dry_run: bool = False,
     listener: Listener = ignore,
@@ -52,7 +63,7 @@ def merge(
     scope: whether statistics of a method with a first pass are of the whole model ("global",
         the default) or of each tensor by itself ("tensor").
     rules: other options and weights for single tensors, found by glob patterns.
-    seed: of the methods that draw random numbers.
+    seed: of the methods that draw random numbers or see samples.
     dtype: of the merged tensors, default the base's; also allows inputs of different types.
     exclude: glob patterns of tensors to take from the base unmerged.
     heads: glob patterns of head tensors, where the architecture does not tell.
@@ -65,20 +76,28 @@ def merge(
     other_base: let task vectors be added to another base than they were taken from.
     allow_nonfinite: take entries that are NaN or infinity in an input from the base, and name
         them in Notices, instead of refusing the input.
-    device: auto, cpu or cuda, for methods that compute on matrices. Another device rounds
-        otherwise in the last bits.
+    device: auto, cpu or cuda, for methods that compute on matrices, by default the processor,
+        and for those that see samples, by default auto. Another device rounds otherwise in the
+        last bits.
+    data, reading, pooling, features: as for `align`, for methods that see unlabeled samples of
+        every task; without a choice in `reading` as many as the method says.
+    checkpoint_every: steps after which what is learned is kept beside the output, so that the
+        same call goes on where a run was stopped; 0 keeps it only when the run is interrupted.
     force: replace an existing output even if moma did not write it.
 
     Raises ConflictError listing all that does not fit, before any data is read, and other
     MomaErrors; nothing is written then.
     """
     how = Writing(output, max_shard_size, other_base, force, dry_run, listener)
-    if device != "cpu" and not load_method(method).computes_on_matrices:
+    known = known_method(method)  # an unknown one is refused before any file is looked at
+    own = {"pooling": pooling, "features": features}
+    learning = sample_method(known) is not None
+    _check_samples(known, {"data": data, "reading": reading, **own}, learning=learning)
+    if device not in (None, "cpu") and not find_method(known).computes_on_matrices:
         raise UsageError(
             f"method {method} works entry by entry, faster than a GPU could be fed",
             hint="leave --device out",
         )
-    known_method(method)  # an unknown one is refused before any file is looked at
     with ExitStack() as stack:
         found_base, named = find_base(named_inputs(inputs), base)
         merging = prepare(
@@ -86,7 +105,7 @@ def merge(
             found_base,
             named,
             method=method,
-            options=options,
+            options={**(options or {}), **own} if learning else options,
             weights=weights,
             scope=scope,
             rules=rules,
@@ -97,7 +116,54 @@ def merge(
             config=Path(config) if config else None,
             tolerated=Tolerated() if allow_nonfinite else None,
             vocab=vocab,
-            device=device,
+            device=device or "cpu",
             listener=listener,
+            learning=learning,
         )
-        return write(merging, how)
+        if data is None:
+            return write(merging, how)
+        return _learn(merging, how, data, reading or Reading(), device, checkpoint_every)
+
+
+def _check_samples(method: str, given: Mapping[str, Any], *, learning: bool) -> None:
+    """Refuse samples that nobody looks at, and their absence where they are needed."""
+    if learning and given["data"] is None:
+        raise UsageError(
+            f"method {method} needs unlabeled samples of every task",
+            hint="say where they are with --data FOLDER, with a folder or text file of each task",
+        )
+    wrong = [key for key, value in given.items() if value is not None]
+    if wrong and not learning:
+        names = [name for name in method_names() if sample_method(name)]
+        what = {"reading": "--max-samples and the like"}
+        raise UsageError(
+            f"method {method} looks at no samples: it has no use for "
+            f"{', '.join(what.get(key, f'--{key}') for key in wrong)}",
+            hint=f"those that do are {', '.join(names)}",
+        )
+
+
+def _learn(
+    merging: Merging,
+    how: Writing,
+    data: "Data",
+    reading: Reading,
+    device: str | None,
+    checkpoint_every: int,
+) -> MergeReport:
+    """See that all fits and that the output may be written; then learn, and write."""
+    from momacli.merging.learning import Learning
+    from momacli.models.device import choose_device
+
+    chosen = choose_device(device or "auto")
+    learning = Learning.of(merging, data, reading, chosen, how.listener)
+    checked = write(merging, replace(how, dry_run=True))
+    if how.dry_run:
+        return checked
+    state = checked.output.with_name(f"{checked.output.stem}.state.safetensors")
+    merged, keeper = learning.run(state, checkpoint_every)
+    report = write(merged, how)
+    keeper.discard()
+    found: Coefficients = merged.selection["coefficients"]
+    means = {task: sum(table.values()) / len(table) for task, table in found.items()}
+    return replace(report, samples=merged.selection["samples"], coefficients=means)

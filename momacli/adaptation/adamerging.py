@@ -10,6 +10,7 @@ without a gradient, such as running statistics, keep the coefficients of the sta
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +23,10 @@ from momacli.adaptation.leaves import Leaves
 from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
 
+ENCODERS, ENCODERS_PER_EXPERT = 3, 1
+"""What is held, in sizes of the merged tensors in float32: theta_0, theta_m, its gradient; and
+tau_t."""
+
 Table = Mapping[str, Sequence[float]]
 """Coefficients by tensor, one a task."""
 
@@ -29,7 +34,7 @@ Table = Mapping[str, Sequence[float]]
 def adamerging(
     ensemble: Ensemble,
     *,
-    per: Per = "layer",
+    per: Literal["layer", "task"] = "layer",
     lam: float = 0.3,
     rate: float = 1e-3,
     steps: int = 500,

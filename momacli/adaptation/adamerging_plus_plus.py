@@ -5,26 +5,29 @@ task vector whose sign is the elected one (TIES, over the whole vector), and lam
 by `adamerging`.
 """
 
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from momacli.adaptation.adamerging import Table, start, whole_table
-from momacli.adaptation.coefficients import Per
 from momacli.adaptation.ensemble import Ensemble
 from momacli.adaptation.fit import descend
 from momacli.checkpoint.arrays import as_array, as_tensor
 from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
-from momacli.methods.ties import TiesStatistic
-from momacli.methods.ties import first_pass as measure
+from momacli.methods.ties import TiesStatistic, first_pass
+
+ENCODERS, ENCODERS_PER_EXPERT = 3, 1
+"""What is held, in sizes of the merged tensors in float32, as by `adamerging`."""
 
 
 def adamerging_plus_plus(
     ensemble: Ensemble,
     *,
     density: float = 0.2,
-    per: Per = "layer",
+    per: Literal["layer", "task"] = "layer",
     lam: float = 0.3,
     rate: float = 1e-3,
     steps: int = 500,
@@ -42,7 +45,7 @@ def adamerging_plus_plus(
     clamp: keep coefficients from 0 to 1, as the authors' code does.
     """
     T = len(ensemble.tasks)
-    statistic = measure(
+    statistic = first_pass(
         lambda: (ensemble.task_vectors(name).reshape(T, -1) for name in ensemble.tensors),
         density=density,
     )

@@ -10,22 +10,27 @@ The published code clamps no coefficient, draws the last mask at random and with
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from momacli.adaptation.adamerging import start
-from momacli.adaptation.coefficients import Coefficients, Per, pull_back
+from momacli.adaptation.coefficients import Coefficients, pull_back
 from momacli.adaptation.concrete import ConcreteMask
 from momacli.adaptation.concrete_task_arithmetic import LastMask
 from momacli.adaptation.ensemble import Ensemble, Merged
 from momacli.adaptation.fit import descend
 
+ENCODERS, ENCODERS_PER_EXPERT = 8, 1
+"""What is held, in sizes of the merged tensors in float32: as by `concrete-task-arithmetic`,
+and tau_t."""
+
 
 def concrete_adamerging(
     ensemble: Ensemble,
     *,
-    per: Per = "layer",
+    per: Literal["layer", "task"] = "layer",
     lam: float = 0.3,
     base_rate: float = 1.0,
     mask_rate: float = 1e-3,
@@ -35,7 +40,7 @@ def concrete_adamerging(
     batch_size: int = 16,
     temperature: float = 0.5,
     logits: float = 0.0,
-    mask: LastMask = "sampled",
+    mask: Literal["sampled", "expected"] = "sampled",
 ) -> Merged:
     """Merge with a mask and coefficients that make the merged model sure.
 

@@ -19,6 +19,10 @@ from momacli.adaptation.ensemble import Ensemble, Merged
 from momacli.adaptation.fit import descend
 from momacli.adaptation.leaves import Leaves
 
+ENCODERS, ENCODERS_PER_EXPERT = 8, 0
+"""What is held, in sizes of the merged tensors in float32, whatever the number of experts:
+theta_0, tau, theta_m, its gradient, the mask, its logits and Adam's moments of these."""
+
 LastMask = Literal["sampled", "expected"]
 
 
@@ -31,7 +35,7 @@ def concrete_task_arithmetic(
     batch_size: int = 16,
     temperature: float = 0.5,
     logits: float = 0.0,
-    mask: LastMask = "sampled",
+    mask: Literal["sampled", "expected"] = "sampled",
 ) -> Merged:
     """Merge with a mask on the multi-task vector that makes the merged model sure.
 

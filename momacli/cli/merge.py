@@ -1,4 +1,4 @@
-"""`moma merge`: several fine-tuned models into one, without data."""
+"""`moma merge`: several fine-tuned models into one, without data or from unlabeled samples."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from momacli.cli.options import AsJson, Force
+from momacli.cli.assignments import options_of, weights_of
+from momacli.cli.options import AsJson, CheckpointEvery, Features, Force, Pooling
+from momacli.cli.reading import MaxLength, MaxSamples, Sample, Strict, TextColumn, reading_from
 from momacli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +70,9 @@ def merge(
             help="The expert to reconstruct, for emr and tall-mask; by default each of them.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the methods that draw random numbers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the methods that draw random numbers or see samples.")
+    ] = 0,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -153,19 +157,36 @@ def merge(
         ),
     ] = False,
     device: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="auto|cpu|cuda",
-            help="Of methods that compute on matrices, such as iso-c, tsv-m, wudi and orthomerge.",
+            help="Of methods that compute on matrices, such as iso-c, tsv-m, wudi and orthomerge, "
+            "default cpu; of those that take --data, default auto.",
         ),
-    ] = "cpu",
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER|TASK=PATH",
+            help="Unlabeled samples, for fisher, regmean, adamerging and the like: a sub-folder "
+            "or text file per task; repeatable.",
+        ),
+    ] = None,
+    max_samples: MaxSamples = None,
+    sample: Sample = None,
+    text_column: TextColumn = None,
+    max_length: MaxLength = None,
+    strict: Strict = False,
+    pooling: Pooling = None,
+    features: Features = None,
+    checkpoint_every: CheckpointEvery = 100,
     force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, from the headers alone.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge fine-tuned models of one base into one, without data.
+    """Merge fine-tuned models of one base into one, without data or from unlabeled samples.
 
     Classifier heads are not merged but kept per task; integer tensors come from the base.
     Prints the path of the output.
@@ -179,15 +200,29 @@ def merge(
         tolerances = {"other_base": other_base, "allow_nonfinite": allow_nonfinite}
         _refuse_all_but(context, config, ("config", "device", *tolerances, *_WITH_RECIPE))
         writing = {"max_shard_size": max_shard_size, "force": force, "dry_run": dry_run}
-        _follow(config, output, writing | tolerances | {"device": device}, as_json=as_json)
+        _follow(config, output, writing | tolerances | {"device": device or "cpu"}, as_json=as_json)
         return
     if not checkpoints:
         raise UsageError(
             "no checkpoint was given",
             hint="name the files or folders to merge, or a recipe: --config recipe.toml",
         )
-    options = _options(assignments or [], lam=lam, density=density, aggregate=aggregate, task=task)
-    factors = None if weights is None else _weights(weights)
+    options = options_of(
+        assignments or [], lam=lam, density=density, aggregate=aggregate, task=task
+    )
+    factors = None if weights is None else weights_of(weights)
+    choice = (max_samples, sample, text_column, max_length, strict or None)
+    reading = None
+    if data or any(item is not None for item in choice):
+        reading = reading_from(
+            max_samples,
+            sample,
+            seed=seed,
+            text_column=text_column,
+            label_column=None,
+            max_length=max_length,
+            strict=strict,
+        )
 
     from momacli.cli.listening import listening
     from momacli.merge import merge as merge_checkpoints
@@ -211,6 +246,11 @@ def merge(
             other_base=other_base,
             allow_nonfinite=allow_nonfinite,
             device=device,
+            data=data,
+            reading=reading,
+            pooling=pooling,
+            features=features,
+            checkpoint_every=checkpoint_every,
             force=force,
             dry_run=dry_run,
             listener=listener,
@@ -273,41 +313,3 @@ def _show(report: "MergeReport", *, as_json: bool) -> None:
         print_json(report)
     else:
         print_path(report.output)
-
-
-def _options(assignments: list[str], **flags: Any) -> dict[str, Any]:
-    """The method's options from --set and from the flags of the common ones."""
-    options = {key: value for key, value in flags.items() if value is not None}
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        key = name.strip().replace("-", "_")
-        key = "lam" if key == "lambda" else key
-        if not equals or not key:
-            raise UsageError(f"--set: expected OPTION=VALUE, found {text}")
-        if key in options:
-            raise UsageError(f"option {name} is given twice")
-        options[key] = value.strip()
-    return options
-
-
-def _weights(text: str) -> list[float] | dict[str, float]:
-    """Read "1,0.5" or "mnist=1,svhn=0.5"."""
-    named: dict[str, float] = {}
-    plain: list[float] = []
-    for item in text.split(","):
-        name, equals, number = item.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            raise UsageError(f"--weights: expected a number, found {number!r}") from None
-        if abs(value) == float("inf") or value != value:
-            raise UsageError(f"--weights: expected a finite number, found {number}")
-        if not equals:
-            plain.append(value)
-        elif name.strip() in named:
-            raise UsageError(f"--weights names {name.strip()} twice")
-        else:
-            named[name.strip()] = value
-    if plain and named:
-        raise UsageError("--weights: give a name to every number or to none")
-    return named or plain

@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from momacli.merging.report import MergeReport
 
 
@@ -28,6 +30,10 @@ def summary_lines(report: "MergeReport") -> list[str]:
         lines.append(f"  left out {len(report.left_out)} of experts: {names(report.left_out)}")
     if report.base_head:
         lines.append(f"  left out the base's own head: {names(report.base_head)}")
+    if report.samples:
+        lines.append(f"  samples  {_of_tasks(report.samples)}")
+    if report.coefficients:
+        lines.append(f"  lambda   {_of_tasks(report.coefficients)} (means of what was learned)")
     if report.stored_bits is not None:
         masks = amount(-(-report.stored_bits // 8), "bytes")
         lines.append(f"  stored   {masks} would tell the tasks apart, beside one multi-task vector")
@@ -46,3 +52,7 @@ def summary_lines(report: "MergeReport") -> list[str]:
         peak = amount(report.memory, "bytes")
         lines.append(f"  speed    {rate}/s of input, peak memory {peak}")
     return lines
+
+
+def _of_tasks(numbers: "Mapping[str, float]") -> str:
+    return ", ".join(f"{task} {number:.3g}" for task, number in numbers.items())

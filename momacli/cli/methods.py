@@ -17,16 +17,16 @@ def methods(
 ) -> None:
     """List the merge methods, or explain one."""
     from momacli.cli.console import Table, print_json, print_table
-    from momacli.methods._cards import method_card, method_cards
+    from momacli.merging.catalog import all_cards, find_card
 
     if method is not None:
-        card = method_card(method)
+        card = find_card(method)
         if as_json:
             print_json(card)
         else:
             print("\n".join(explanation(card)))
         return
-    cards = method_cards()
+    cards = all_cards()
     if as_json:
         print_json(cards)
     else:
@@ -44,6 +44,8 @@ def explanation(card: "Card") -> list[str]:
         lines += ["", f"{_usage(option_flag(option.name), option.type)}   ({default})"]
         lines += textwrap.wrap(option.text, 96, initial_indent="    ", subsequent_indent="    ")
     engine = []
+    if card.sees_samples:
+        engine.append("--data FOLDER   unlabeled samples of every task; must be given")
     if card.takes_weights:
         engine.append("--weights W,W,...   a factor per expert")
     if card.has_scope:

@@ -12,7 +12,9 @@ from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import Expert, Vocab
 from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import UsageError
-from momacli.methods._catalog import Method, load_method
+from momacli.merging.catalog import find_method, sample_method
+from momacli.merging.sample_record import SampleRecord
+from momacli.methods._catalog import Method
 from momacli.models.inputs import Inputs, open_inputs
 from momacli.progress import Listener, ignore
 from momacli.recipes.computed import MergedCheckpoint
@@ -66,14 +68,18 @@ def prepare(
     vocab: str | None = None,
     device: str = "cpu",
     listener: Listener = ignore,
+    learning: bool = False,
 ) -> Merging:
     """Open the inputs and find all conflicts, as `merge` explains them; writes nothing.
 
     heads: None where nothing is a head, and the output a single model.
     device: of methods that compute on matrices; others ignore it.
+    learning: whether samples will be seen. Of a method that sees some, `options` may hold what
+        was recorded when they were; without coefficients nothing else can be computed.
     """
-    chosen = load_method(method)
+    chosen = find_method(method)
     options = dict(options or {})
+    record = SampleRecord.taken_from(options) if sample_method(method) else None
     task = options.pop("task", None) if chosen.takes("task") else None
     from momacli.methods._streaming import StreamedMerge
 
@@ -96,6 +102,10 @@ def prepare(
         from momacli.adapters.oft_merge import in_lie_algebra
 
         work = in_lie_algebra(work, listener)
+    if record is not None:
+        _refuse_exceptions(chosen.name, tolerated=tolerated, vocab=vocab, rules=rules)
+        opened = record.with_features(opened)
+        work = record.known(work, learning=learning)
     selection = {
         "exclude": list(exclude),
         "heads": list(heads or ()),
@@ -103,6 +113,7 @@ def prepare(
         "rules": [rule.encode() for rule in rules],
         "allow_nonfinite": tolerated is not None,
         "vocab": vocab,
+        **(record.encode() if record else {}),
     }
     merging = Merging(work, opened, selection, config, as_one_model=heads is None)
     return _reconstructing(merging, task) if chosen.takes("task") else merging
@@ -127,6 +138,20 @@ def _device(device: str, method: Method) -> str:
     from momacli.models.device import choose_device
 
     return str(choose_device(device))
+
+
+def _refuse_exceptions(
+    name: str, *, tolerated: Tolerated | None, vocab: str | None, rules: Sequence[Rule]
+) -> None:
+    """Refuse what only holds tensor by tensor, where the whole network has to run."""
+    given = {
+        "--allow-nonfinite": tolerated is not None,
+        "--vocab": vocab is not None,
+        "rules for single tensors": bool(rules),
+    }
+    wrong = [what for what, there in given.items() if there]
+    if wrong:
+        raise UsageError(f"method {name} takes no {', no '.join(wrong)}: it runs the whole network")
 
 
 def _known_vocab(vocab: str | None) -> Vocab | None:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class MergeReport:
     estimate: float | None = None  # with dry_run: seconds, where the method lets one tell
     stored_bits: int | None = None  # that tell the tasks apart, where the method makes one of each
     dry_run: bool = False
+    samples: Mapping[str, int] = field(default_factory=dict)  # by task, where some were seen
+    coefficients: Mapping[str, float] = field(default_factory=dict)  # learned: a task's mean
 
 
 def peak_memory() -> int:

@@ -12,8 +12,7 @@ from momacli.checkpoint.naming import BASE_NAMES
 from momacli.checkpoint.reader import task_name
 from momacli.checkpoint.source import Source as InputFile
 from momacli.errors import UsageError
-from momacli.methods._cards import method_card
-from momacli.methods._catalog import known_method
+from momacli.merging.catalog import find_card
 from momacli.recipes.rules import Rule
 from momacli.recipes.steps import File, MergeRecipe, Model, Result, Step
 
@@ -66,9 +65,9 @@ class _StepReader:
         self._folder = folder
         self._table = table
         self._earlier = {step.name for step in earlier}
-        method = self._text("method", DEFAULT_METHOD)
-        self._method = known_method(method)
-        self._options = {option.name for option in method_card(self._method).options}
+        card = find_card(self._text("method", DEFAULT_METHOD))
+        self._method = card.name
+        self._options = {option.name for option in card.options}
 
     def step(self, *, last: bool) -> Step:
         name = self._text("name", "" if last else None)

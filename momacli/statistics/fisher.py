@@ -23,6 +23,11 @@ from momacli.errors import DivergenceError, UsageError
 from momacli.progress import Progress
 
 SAMPLES = 256
+"""Of each task, unless told otherwise."""
+
+ENCODERS, ENCODERS_PER_EXPERT = 6, 0
+"""What is held, in sizes of the merged tensors in float32, whatever the number of experts:
+theta_t, its gradient, F_t, the two sums, and the result."""
 
 Labels = Literal["sampled", "expected", "batch"]
 
@@ -31,7 +36,7 @@ def fisher(
     ensemble: Ensemble,
     *,
     weights: Float[Tensor, " T"] | None = None,
-    labels: Labels = "sampled",
+    labels: Literal["sampled", "expected", "batch"] = "sampled",
     floor: float = 1e-6,
     normalize: bool = False,
     batch_size: int = 32,
@@ -113,7 +118,7 @@ def _zeros(ensemble: Ensemble) -> Information:
 
 
 def _answers(ensemble: Ensemble, task: Task, size: int) -> Iterator[Float[Tensor, "n C"]]:
-    """Log-probabilities of some samples after another, differentiable in the network's parameters."""
+    """Log-probabilities of `size` samples at a time, differentiable in the parameters."""
     places = [ensemble.network.parameters[name] for name in ensemble.learnable]
     done = 0
     for place in places:

@@ -22,6 +22,11 @@ from momacli.progress import Progress
 from momacli.statistics.grams import LinearInputs, RegressionSums, linear_layers
 
 SAMPLES = 256
+"""Of each task, unless told otherwise."""
+
+ENCODERS, ENCODERS_PER_EXPERT = 6, 0
+"""What is held, in sizes of the merged tensors in float32, whatever the number of experts:
+theta_t, the result, sum G_t W_t^T, sum G_t and G_t; these are half as large again."""
 
 
 def regmean(ensemble: Ensemble, *, alpha: float = 0.9, batch_size: int = 32) -> Merged:

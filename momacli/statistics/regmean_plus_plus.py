@@ -23,6 +23,11 @@ from momacli.progress import Progress
 from momacli.statistics.grams import LinearInputs, RegressionSums, linear_layers
 
 SAMPLES = 256
+"""Of each task, unless told otherwise."""
+
+ENCODERS, ENCODERS_PER_EXPERT = 3, 0
+"""What is held, in sizes of the merged tensors in float32, whatever the number of experts:
+theta_m, the result, and the sums of one layer."""
 
 
 def regmean_plus_plus(ensemble: Ensemble, *, alpha: float = 0.95, batch_size: int = 32) -> Merged:
