@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from momacli.data.folders import Data
 
+_DEFAULTS = ("merged", "merged.safetensors")
+
 
 @dataclass(frozen=True)
 class Sources:
