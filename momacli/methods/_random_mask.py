@@ -34,10 +34,10 @@ def thinned(
     task_vectors: Float[np.ndarray, "T n"], draws: Sequence[Draws], keep: float
 ) -> Float[np.ndarray, "T n"]:
     """Keep each of the next n entries of every expert with probability `keep`; others become 0."""
+    kept: np.ndarray = np.empty(task_vectors.shape, dtype=task_vectors.dtype)
     if keep >= 1:
-        kept = task_vectors.copy()
+        kept[:] = task_vectors
     else:
-        kept = np.empty_like(task_vectors, order="C")
         keys = np.array([drawn.key for drawn in draws], dtype=np.uint64)
         positions = np.array([drawn.position for drawn in draws])
         limit = np.uint64(int(keep * 2**64))

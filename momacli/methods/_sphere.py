@@ -8,101 +8,119 @@ geometry between is done in float64 on numbers the size of T x T.
 
 from typing import Literal
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from momacli.errors import UsageError
 
 Center = Literal["base", "zero"]
 """Where the sphere is centred: "base" turns task vectors, "zero" turns the weights themselves."""
 
-_BLOCK = 1 << 20  # entries held in float64 at a time
+_BLOCK = 1 << 14  # entries of each vector that are held in float64 at a time, in the cache
 _PARALLEL = 1 - 1e-12  # cosines above belong to angles where slerp and lerp agree to float32
 _VANISHING = 1e-6  # length of a mean of unit vectors below which its direction is rounding
 
 
 def inner_products(
-    task_vectors: Float[Tensor, "T *shape"], base: Float[Tensor, "*shape"] | None = None
-) -> Float[Tensor, "T T"]:
+    task_vectors: Float[np.ndarray, "T *shape"], base: Float[np.ndarray, "*shape"] | None = None
+) -> Float[np.ndarray, "T T"]:
     """Return v_t . v_u in float64, where v_t = tau_t, or theta_0 + tau_t where a base is given."""
-    flat = task_vectors.reshape(task_vectors.shape[0], -1)
-    theta_0 = torch.zeros_like(flat[0]) if base is None else base.reshape(-1)
-    total = flat.new_zeros(flat.shape[0], flat.shape[0], dtype=torch.float64)
-    for taus, origin in zip(
-        torch.split(flat, _BLOCK, dim=1), torch.split(theta_0, _BLOCK), strict=True
-    ):
-        v = taus.double() + origin.double()
-        total += v @ v.mT
+    T = task_vectors.shape[0]
+    flat = task_vectors.reshape(T, task_vectors[0].size)
+    total = np.zeros((T, T))
+    for start in range(0, flat.shape[1], _BLOCK):
+        v = flat[:, start : start + _BLOCK].astype(np.float64)
+        if base is not None:
+            v += base.reshape(-1)[start : start + _BLOCK]
+        total += v @ v.T
     return total
 
 
 def unit_products(
-    products: Float[Tensor, "T T"],
-) -> tuple[Float[Tensor, "T T"], Float[Tensor, " T"]]:
+    products: Float[np.ndarray, "T T"],
+) -> tuple[Float[np.ndarray, "T T"], Float[np.ndarray, " T"]]:
     """Return the cosines between the vectors, and 1 / |v_t|; both are 0 for a zero vector."""
-    norms = products.diagonal().sqrt()
-    inverse = torch.where(norms > 0, 1 / norms, 0.0)
+    norms = np.sqrt(products.diagonal())
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
     return products * inverse[:, None] * inverse, inverse
 
 
+def cosine_of(products: Float[np.ndarray, "2 2"]) -> Float[np.ndarray, ""]:
+    """Return the cosine between two vectors; not a number where one is zero."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(products[0, 1] / np.sqrt(products[0, 0] * products[1, 1]))
+
+
 def slerp_coefficients(
-    cosine: Float[Tensor, "*rows"], *, t: float, threshold: float
-) -> Float[Tensor, "2 *rows"]:
+    cosine: Float[np.ndarray, "*rows"], *, t: float, threshold: float
+) -> Float[np.ndarray, "2 *rows"]:
     """Return (sin((1-t) theta), sin(t theta)) / sin theta; (1-t, t) where |cosine| > threshold.
 
     A cosine that is not a number, because a vector is zero, also gives (1-t, t).
     """
-    linear = ~(cosine.abs() <= min(threshold, _PARALLEL))
-    theta = torch.where(linear, 0.0, cosine).acos()
-    parts = torch.stack([(1 - t) * theta, t * theta]).sin() / theta.sin()
-    line = torch.stack([torch.full_like(theta, 1 - t), torch.full_like(theta, t)])
-    return torch.where(linear, line, parts)
+    curved = np.abs(cosine) <= min(threshold, _PARALLEL)
+    theta = np.arccos(np.where(curved, cosine, 0.0))
+    parts = np.sin(np.stack([(1 - t) * theta, t * theta])) / np.sin(theta)
+    line = np.stack([np.full_like(theta, 1 - t), np.full_like(theta, t)])
+    coefficients: np.ndarray = np.where(curved, parts, line)
+    return coefficients
 
 
 def mean_direction(
-    cosines: Float[Tensor, "T T"], weights: Float[Tensor, " T"]
-) -> Float[Tensor, " T"] | None:
+    cosines: Float[np.ndarray, "T T"], weights: Float[np.ndarray, " T"]
+) -> Float[np.ndarray, " T"] | None:
     """Return a with sum_t a_t u_t the unit vector along sum_t w_t u_t; None where that vanishes."""
-    length = (weights @ cosines @ weights).clamp(min=0).sqrt()
-    if length <= _VANISHING * weights.abs().sum():
+    length = np.sqrt(max(0.0, weights @ cosines @ weights))
+    if length <= _VANISHING * np.abs(weights).sum():
         return None
-    return weights / length
+    direction: np.ndarray = weights / length
+    return direction
 
 
-def shares(
-    weights: Float[Tensor, " T"] | None, products: Float[Tensor, "T T"]
-) -> Float[Tensor, " T"]:
-    """Return the weights divided by their sum, equal ones by default.
+def shares(weights: Float[np.ndarray, " T"] | None, T: int) -> Float[np.ndarray, " T"]:
+    """Return the weights divided by their sum, equal ones by default, in float64.
 
     Raises UsageError where they sum to zero.
     """
     if weights is None:
-        return torch.full_like(products[0], 1 / products.shape[0])
-    w = weights.to(products)
+        equal: np.ndarray = np.full(T, 1 / T)
+        return equal
+    w = weights.astype(np.float64)
     if w.sum() == 0:
         raise UsageError(
             "the weights of the experts sum to zero", hint="only their ratios matter here"
         )
-    return w / w.sum()
+    share: np.ndarray = w / w.sum()
+    return share
 
 
 def combine(
-    coefficients: Float[Tensor, "T ..."],
-    task_vectors: Float[Tensor, "T *shape"],
-    base: Float[Tensor, "*shape"] | None = None,
-) -> Float[Tensor, "*shape"]:
-    """Return sum_t c_t tau_t, or sum_t c_t (theta_0 + tau_t) - theta_0 where a base is given.
+    coefficients: Float[np.ndarray, "T ..."],
+    task_vectors: Float[np.ndarray, "T *shape"],
+    base: Float[np.ndarray, "*shape"] | None = None,
+    *,
+    lam: float = 1.0,
+) -> Float[np.ndarray, "*shape"]:
+    """Return lam times sum_t c_t tau_t.
 
-    The second is summed as sum_t c_t tau_t + (sum_t c_t - 1) theta_0, so that no digit of a
-    small tau is lost against theta_0.
+    Where a base is given it is lam times sum_t c_t (theta_0 + tau_t) - theta_0, summed as
+    sum_t c_t tau_t + (sum_t c_t - 1) theta_0, so that no digit of a small tau is lost.
+
+    coefficients: one per expert, or an array for each that broadcasts to a task vector.
     """
-    c = coefficients.to(task_vectors.dtype)
-    merged = torch.zeros_like(task_vectors[0])
-    for c_t, tau in zip(c, task_vectors, strict=True):
-        merged = merged + c_t * tau
-    if base is None:
-        return merged
-    excess = coefficients.sum(dim=0) - 1
-    excess = torch.where(excess.abs() < 1e-12, 0.0, excess)  # coefficients that sum to one
-    return merged + excess.to(base.dtype) * base
+    c = coefficients.astype(task_vectors.dtype)
+    merged: np.ndarray = np.zeros(task_vectors.shape[1:], dtype=task_vectors.dtype)
+    if c.ndim == 1:
+        flat, taus = merged.reshape(-1), task_vectors.reshape(len(c), merged.size)
+        for start in range(0, merged.size, _BLOCK):
+            np.dot(c, taus[:, start : start + _BLOCK], out=flat[start : start + _BLOCK])
+    else:
+        for c_t, tau in zip(c, task_vectors, strict=True):
+            merged += c_t * tau
+    if base is not None:
+        excess = coefficients.sum(axis=0) - 1
+        excess = np.where(np.abs(excess) < 1e-12, 0.0, excess)  # coefficients that sum to one
+        if excess.any():
+            merged += excess.astype(base.dtype) * base
+    merged *= lam
+    return merged

@@ -9,11 +9,11 @@ length. Where the u_t cancel there is no single minimum, and the result is the w
 (mergekit starts from whichever expert comes first).
 """
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from momacli.errors import UsageError
+from momacli.methods._arrays import on_arrays
 from momacli.methods._sphere import (
     Center,
     combine,
@@ -28,16 +28,17 @@ ELEMENTWISE = False
 _OPPOSITE = -1 + 1e-8  # an expert on the far side of the sphere pulls in no direction
 
 
+@on_arrays
 def karcher(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T *shape"],
     *,
-    base: Float[Tensor, "*shape"],
-    weights: Float[Tensor, " T"] | None = None,
+    base: Float[np.ndarray, "*shape"],
+    weights: Float[np.ndarray, " T"] | None = None,
     center: Center = "zero",
     max_steps: int = 100,
     tol: float = 1e-9,
     lam: float = 1.0,
-) -> Float[Tensor, "*shape"]:
+) -> Float[np.ndarray, "*shape"]:
     """Return lam times the step from the base to the Karcher mean of the experts.
 
     base: theta_0 of this tensor; used with center "zero" only.
@@ -55,34 +56,34 @@ def karcher(
     origin = base if center == "zero" else None
     products = inner_products(task_vectors, origin)
     cosines, inverse_norms = unit_products(products)
-    w = shares(weights, products)
+    w = shares(weights, len(products))
     m = mean_direction(cosines, w)
     if m is None:
-        return lam * combine(w, task_vectors, origin)
+        return combine(w, task_vectors, origin, lam=lam)
     m = _descend(m, cosines, w * (inverse_norms > 0), max_steps=max_steps, tol=tol)
-    length = (w * products.diagonal().sqrt()).sum()
-    return lam * combine(length * m * inverse_norms, task_vectors, origin)
+    length = (w * np.sqrt(products.diagonal())).sum()
+    return combine(length * m * inverse_norms, task_vectors, origin, lam=lam)
 
 
 def _descend(
-    m: Float[Tensor, " T"],
-    cosines: Float[Tensor, "T T"],
-    weights: Float[Tensor, " T"],
+    m: Float[np.ndarray, " T"],
+    cosines: Float[np.ndarray, "T T"],
+    weights: Float[np.ndarray, " T"],
     *,
     max_steps: int,
     tol: float,
-) -> Float[Tensor, " T"]:
+) -> Float[np.ndarray, " T"]:
     """Turn the unit vector sum_t m_t u_t until the directions to the u_t balance."""
     alpha = weights / weights.sum()
     for _ in range(max_steps):
-        dots = (cosines @ m).clamp(-1, 1)
-        theta = dots.acos()
-        stretch = torch.where(dots < 1, theta / theta.sin(), 1.0)
-        pull = torch.where(dots > _OPPOSITE, alpha * stretch, 0.0)
+        dots = (cosines @ m).clip(-1, 1)
+        theta = np.arccos(dots)
+        stretch = np.divide(theta, np.sin(theta), out=np.ones_like(theta), where=dots < 1)
+        pull = np.where(dots > _OPPOSITE, alpha * stretch, 0.0)
         tangent = pull - (pull @ dots) * m
-        angle = (tangent @ cosines @ tangent).clamp(min=0).sqrt()
+        angle = np.sqrt(max(0.0, tangent @ cosines @ tangent))
         if angle < tol:
             break
-        m = angle.cos() * m + angle.sin() / angle * tangent
-        m = m / (m @ cosines @ m).sqrt()
+        m = np.cos(angle) * m + np.sin(angle) / angle * tangent
+        m = m / np.sqrt(m @ cosines @ m)
     return m

@@ -12,45 +12,56 @@ angles; cosines are averaged here. One expert alone is returned as it is.
 
 from typing import Literal
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
+from momacli.methods._arrays import on_arrays
 from momacli.methods._rows import as_rows
 
 ELEMENTWISE = False
 
-_CHUNK = 1 << 20  # entries per expert that are held in float64 at a time
+_CHUNK = 1 << 14  # entries per expert that are held in float64 at a time, in the cache
 
 
+@on_arrays
 def model_stock(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T *shape"],
     *,
     per: Literal["tensor", "row"] = "tensor",
-) -> Float[Tensor, "*shape"]:
+) -> Float[np.ndarray, "*shape"]:
     """Return t times the mean of the task vectors, with t from their cosines.
 
     per: what has a t of its own; "tensor" is the authors' code, "row" (an output unit) is
         mergekit's filter_wise.
     """
-    T = task_vectors.shape[0]
-    rows = as_rows(task_vectors, per)
+    T, *shape = task_vectors.shape
     if T == 1:
-        return task_vectors[0].clone()
-    cos = _mean_cosine(rows).clamp(min=0)
-    t = T * cos / (1 + (T - 1) * cos)
-    return (t[:, None].to(rows.dtype) * rows.mean(dim=0)).reshape(task_vectors.shape[1:])
+        return np.array(task_vectors[0])
+    rows = as_rows(task_vectors, per)
+    _, count, width = rows.shape
+    merged = np.empty((count, width), dtype=task_vectors.dtype)
+    wide = max(1, _CHUNK // max(1, width))
+    for first in range(0, count, wide):
+        part = rows[:, first : first + wide]
+        cos = np.maximum(_mean_cosine(part), 0)
+        factor = (cos / (1 + (T - 1) * cos)).astype(merged.dtype)  # t / T
+        for start in range(0, width, _CHUNK):
+            total = part[:, :, start : start + _CHUNK].sum(axis=0)
+            stop = start + total.shape[1]
+            np.multiply(factor[:, None], total, out=merged[first : first + wide, start:stop])
+    return merged.reshape(shape)
 
 
-def _mean_cosine(rows: Float[Tensor, "T rows n"]) -> Float[Tensor, " rows"]:
+def _mean_cosine(rows: Float[np.ndarray, "T rows n"]) -> Float[np.ndarray, " rows"]:
     """Mean cosine over all pairs of experts, in float64; a zero vector has cosine 0 with all."""
-    T, count, _ = rows.shape
-    gram = rows.new_zeros(count, T, T, dtype=torch.float64)
-    for part in torch.split(rows, max(1, _CHUNK // max(1, count)), dim=2):
-        x = part.double()
-        gram += torch.einsum("trn,srn->rts", x, x)
-    norms = gram.diagonal(dim1=1, dim2=2).sqrt()
-    scale = torch.where(norms > 0, 1 / norms, 0.0)
+    T, count, width = rows.shape
+    gram = np.zeros((count, T, T))
+    for start in range(0, width, _CHUNK):
+        x = rows[:, :, start : start + _CHUNK].astype(np.float64).transpose(1, 0, 2)
+        gram += x @ x.transpose(0, 2, 1)
+    norms = np.sqrt(gram.diagonal(axis1=1, axis2=2))
+    scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
     cosines = gram * scale[:, :, None] * scale[:, None, :]
-    others = cosines.sum(dim=(1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(dim=1)
-    return others / (T * (T - 1))
+    others = cosines.sum(axis=(1, 2)) - cosines.trace(axis1=1, axis2=2)
+    mean: np.ndarray = others / (T * (T - 1))
+    return mean

@@ -10,9 +10,10 @@ mergekit stops with an error (or, for two, interpolates linearly); here the resu
 weighted mean.
 """
 
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
+from momacli.methods._arrays import on_arrays
 from momacli.methods._sphere import (
     Center,
     combine,
@@ -25,14 +26,15 @@ from momacli.methods._sphere import (
 ELEMENTWISE = False
 
 
+@on_arrays
 def multislerp(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T *shape"],
     *,
-    base: Float[Tensor, "*shape"],
-    weights: Float[Tensor, " T"] | None = None,
+    base: Float[np.ndarray, "*shape"],
+    weights: Float[np.ndarray, " T"] | None = None,
     center: Center = "base",
     lam: float = 1.0,
-) -> Float[Tensor, "*shape"]:
+) -> Float[np.ndarray, "*shape"]:
     """Return lam times the mean length along the mean direction of the experts.
 
     base: theta_0 of this tensor; used with center "zero" only.
@@ -45,9 +47,9 @@ def multislerp(
     origin = base if center == "zero" else None
     products = inner_products(task_vectors, origin)
     cosines, inverse_norms = unit_products(products)
-    w = shares(weights, products)
+    w = shares(weights, len(products))
     m = mean_direction(cosines, w)
     if m is None:
-        return lam * combine(w, task_vectors, origin)
-    length = (w * products.diagonal().sqrt()).sum()
-    return lam * combine(length * m * inverse_norms, task_vectors, origin)
+        return combine(w, task_vectors, origin, lam=lam)
+    length = (w * np.sqrt(products.diagonal())).sum()
+    return combine(length * m * inverse_norms, task_vectors, origin, lam=lam)

@@ -9,26 +9,33 @@ to be 90 degrees.
 
 from typing import Literal
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from momacli.errors import UsageError
-from momacli.methods._sphere import Center, combine, inner_products, slerp_coefficients
+from momacli.methods._arrays import on_arrays
+from momacli.methods._sphere import (
+    Center,
+    combine,
+    cosine_of,
+    inner_products,
+    slerp_coefficients,
+)
 
 ELEMENTWISE = False
 MAX_EXPERTS = 2
 
 
+@on_arrays
 def nuslerp(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T *shape"],
     *,
-    base: Float[Tensor, "*shape"],
-    weights: Float[Tensor, " T"] | None = None,
+    base: Float[np.ndarray, "*shape"],
+    weights: Float[np.ndarray, " T"] | None = None,
     center: Center = "base",
     per: Literal["tensor", "row", "column"] = "tensor",
     lam: float = 1.0,
-) -> Float[Tensor, "*shape"]:
+) -> Float[np.ndarray, "*shape"]:
     """Return lam times the point between two task vectors that their weights point to.
 
     base: theta_0 of this tensor; used with center "zero" only.
@@ -50,26 +57,28 @@ def nuslerp(
             hint="multislerp and karcher take any number",
         )
     if T == 1:
-        return lam * task_vectors[0]
+        return combine(np.ones(1), task_vectors, lam=lam)
     t = 0.5
     if weights is not None and abs(float(weights.sum())) >= 1e-6:
         t = float(weights[1] / weights.sum())
     origin = base if center == "zero" else None
     cosine = _cosine(task_vectors, origin, per)
     c = slerp_coefficients(cosine, t=t, threshold=1.0)
-    return lam * combine(c, task_vectors, origin)
+    return combine(c, task_vectors, origin, lam=lam)
 
 
 def _cosine(
-    task_vectors: Float[Tensor, "2 *shape"], base: Float[Tensor, "*shape"] | None, per: str
-) -> Float[Tensor, "..."]:
+    task_vectors: Float[np.ndarray, "2 *shape"], base: Float[np.ndarray, "*shape"] | None, per: str
+) -> Float[np.ndarray, "..."]:
     """The cosine between the two vectors, or between each pair of rows or columns, kept dims."""
     if per == "tensor" or task_vectors.ndim < 3:
         products = inner_products(task_vectors, base)
-        return products[0, 1] / (products[0, 0] * products[1, 1]).sqrt()
-    v = task_vectors.double() + (0.0 if base is None else base.double())
-    if per == "column":
-        v = v.movedim(1, -1)
-    lengths: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    cosine = v.prod(dim=0).sum(dim=-1, keepdim=True) / lengths.prod(dim=0)
-    return cosine.movedim(-1, 0) if per == "column" else cosine
+        return cosine_of(products)
+    v = task_vectors.astype(np.float64) + (0.0 if base is None else base.astype(np.float64))
+    axis = -1 if per == "row" else 0
+    squares = np.square(v).sum(axis=axis % (v.ndim - 1) + 1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a zero vector has no angle
+        cosine: np.ndarray = v.prod(axis=0).sum(axis=axis, keepdims=True) / np.sqrt(
+            squares.prod(axis=0)
+        )
+    return cosine

@@ -9,25 +9,26 @@ vectors closer than `dot_threshold` are interpolated linearly. A zero vector has
 anything: it too is interpolated linearly, where mergekit takes the angle to be 90 degrees.
 """
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from momacli.errors import UsageError
-from momacli.methods._sphere import combine, inner_products, slerp_coefficients
+from momacli.methods._arrays import on_arrays
+from momacli.methods._sphere import combine, cosine_of, inner_products, slerp_coefficients
 
 ELEMENTWISE = False
 ORDERED = True
 MAX_EXPERTS = 2
 
 
+@on_arrays
 def slerp(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T *shape"],
     *,
-    base: Float[Tensor, "*shape"],
+    base: Float[np.ndarray, "*shape"],
     t: float = 0.5,
     dot_threshold: float = 0.9995,
-) -> Float[Tensor, "*shape"]:
+) -> Float[np.ndarray, "*shape"]:
     """Return the point at t on the arc from the base to the expert, or between two experts.
 
     base: theta_0 of this tensor.
@@ -45,8 +46,8 @@ def slerp(
             hint="multislerp and karcher take any number",
         )
     if T == 1:  # the base is an expert that has not moved
-        task_vectors = torch.cat([torch.zeros_like(task_vectors), task_vectors])
+        task_vectors = np.concatenate([np.zeros_like(task_vectors), task_vectors])
     products = inner_products(task_vectors, base)
-    cosine = products[0, 1] / (products[0, 0] * products[1, 1]).sqrt()
+    cosine = cosine_of(products)
     c = slerp_coefficients(cosine, t=t, threshold=dot_threshold)
     return combine(c, task_vectors, base)
