@@ -1,18 +1,20 @@
-"""The ways to align there are, and what each takes; listing them imports none.
+"""The ways to align there are, what each takes and adds; listing them imports none.
 
 A method that works on cached features is a file of `features/` with a function of its name.
 """
 
+import ast
 import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import momacli
 from momacli.errors import UsageError
+from momacli.methods._cards import Card, card_of
 from momacli.methods._catalog import convert_option
 
 MOMA = "moma"
@@ -33,11 +35,6 @@ _FLAGS = {"steps": "--steps", "batch_size": "--batch-size", "seed": "--seed"}
 def method_names() -> list[str]:
     """Names of all methods, moma's own first."""
     return [MOMA, *FILES]
-
-
-def method_file(name: str) -> Path:
-    """The file of a method other than moma's own."""
-    return Path(momacli.__file__).parent / FILES[name]
 
 
 def known_method(name: str) -> str:
@@ -104,3 +101,23 @@ def feature_method(name: str, options: Mapping[str, Any]) -> FeatureMethod:
 def option_flag(option: str) -> str:
     """An option of a method as the command line takes it."""
     return _FLAGS.get(option, f"--set {option.replace('_', '-')}")
+
+
+def method_card(name: str) -> Card:
+    """Read a method's file. Raises UsageError, with the nearest name, if there is none."""
+    spoken, package = known_method(name), Path(momacli.__file__).parent
+    if spoken == MOMA:
+        module = ast.parse((package / "alignment/moma.py").read_text(encoding="utf-8"))
+        title, _, text = (ast.get_docstring(module) or "").partition("\n")
+        returns = "Its options are flags of their own: moma align --help."
+        return Card(
+            spoken, title, text.strip(), returns, (), False, False, True, False, True, "align"
+        )
+    card = card_of(spoken, package / FILES[spoken])
+    options = tuple(option for option in card.options if option.default not in ("", "None"))
+    return replace(card, options=options, is_random=True, sees_samples=True, command="align")
+
+
+def method_cards() -> list[Card]:
+    """The cards of all methods."""
+    return [method_card(name) for name in method_names()]

@@ -1,4 +1,9 @@
-"""MOMA: mask and transforms, fitted to samples of all tasks together and folded away."""
+"""MOMA (Kong et al. 2024, arXiv:2412.13526): a mask, and an orthogonal matrix a task, folded away.
+
+    theta_m = theta_0 + h sigma(S) * tau,   W_t <- W_t A_t
+
+S and A_t are fitted to samples of all tasks together.
+"""
 
 from collections.abc import Sequence
 

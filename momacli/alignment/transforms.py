@@ -21,7 +21,7 @@ class Transforms(Protocol):
         ...
 
     def observe(
-        self, merged: Sequence[Float[Tensor, "n d"]], finetuned: Sequence[Float[Tensor, "n d"]]
+        self, merged: Sequence[Float[Tensor, "n d"]], finetuned: Sequence[Float[Tensor, "n d"]], /
     ) -> None:
         """Take in one step's features, after the backward pass."""
         ...
@@ -98,10 +98,11 @@ class PenalisedMatrices:
 
     def observe(
         self,
-        merged: Sequence[Float[Tensor, "n d"]],  # noqa: ARG002 - learns from gradients
-        finetuned: Sequence[Float[Tensor, "n d"]],  # noqa: ARG002 - likewise
+        _merged: Sequence[Float[Tensor, "n d"]],
+        _finetuned: Sequence[Float[Tensor, "n d"]],
+        /,
     ) -> None:
-        """Take a step of Adam."""
+        """Take a step of Adam; the gradients say all there is to learn."""
         self._adam.step()
         self._adam.zero_grad()
 

@@ -1,6 +1,8 @@
-"""`moma methods`: the merge methods, their options and where they come from."""
+"""`moma methods`: ways to merge and to align, their options and where they come from."""
 
+import difflib
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,29 +17,52 @@ def methods(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """List the merge methods, or explain one."""
-    from momacli.cli.console import Table, print_json, print_table
-    from momacli.merging.catalog import all_cards, find_card
+    """List the methods of merge and of align, or explain one."""
+    from momacli.alignment import catalog as aligning
+    from momacli.cli.console import print_json
+    from momacli.merging.catalog import all_cards
 
     if method is not None:
-        card = find_card(method)
+        card = _found(method)
         if as_json:
             print_json(card)
         else:
             print("\n".join(explanation(card)))
         return
-    cards = all_cards()
+    merging, to_align = all_cards(), aligning.method_cards()
     if as_json:
-        print_json(cards)
-    else:
-        rows = [[card.name, _defaults(card), card.title] for card in cards]
-        print_table(Table(["method", "options and their defaults", "source"], rows, left=3))
+        print_json([*merging, *to_align])
+        return
+    _show("method", merging)
+    print()
+    _show("align --method", to_align)
+
+
+def _found(method: str) -> "Card":
+    """The card of a method of either command; of an unknown one, the nearest is named."""
+    from momacli.alignment import catalog as aligning
+    from momacli.merging import catalog as merging
+
+    spoken = method.replace("_", "-")
+    near = difflib.get_close_matches(spoken, aligning.method_names(), n=1)
+    if near and spoken not in merging.method_names():
+        return aligning.method_card(method)
+    return merging.find_card(method)
+
+
+def _show(title: str, cards: "Sequence[Card]") -> None:
+    from momacli.cli.console import Table, print_table
+
+    rows = [[card.name, _defaults(card), card.title] for card in cards]
+    print_table(Table([title, "options and their defaults", "source"], rows, left=3))
 
 
 def explanation(card: "Card") -> list[str]:
     """One method in full."""
-    from momacli.methods._catalog import option_flag
+    from momacli.alignment import catalog as aligning
+    from momacli.methods import _catalog as merging
 
+    option_flag = aligning.option_flag if card.command == "align" else merging.option_flag
     lines = [f"{card.name}: {card.title}", "", card.text, "", card.returns]
     for option in card.options:
         default = f"default {_word(option.default)}" if option.default else "must be given"

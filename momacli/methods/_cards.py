@@ -36,6 +36,7 @@ class Card:
     is_random: bool
     is_ordered: bool
     sees_samples: bool = False  # of every task, without labels
+    command: str = "merge"  # whose method it is, or "align"
 
 
 def method_card(name: str) -> Card:
