@@ -16,6 +16,7 @@ from momacli.cli import (
     info,
     merge,
     methods,
+    probe,
     task_vector,
     verify,
 )
@@ -32,6 +33,7 @@ app.command("align", epilog=align.EPILOG)(align.align)
 app.command("absorb", epilog=absorb.EPILOG)(absorb.absorb)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
+app.command("probe", epilog=probe.EPILOG)(probe.probe)
 app.command("head", epilog=head.EPILOG)(head.head)
 app.command("convert", epilog=convert.EPILOG)(convert.convert)
 app.command("info", epilog=info.EPILOG)(info.info)

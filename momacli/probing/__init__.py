@@ -1,0 +1,1 @@
+"""What a probe finds in the features of a merged model, and how that is shown."""
