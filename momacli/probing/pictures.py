@@ -3,18 +3,15 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from momacli.figures.agreement import Values, draw_agreement
 from momacli.figures.embedding import draw_embedding
 from momacli.figures.families import Family, draw_families
 from momacli.figures.few_shot import Panel, draw_few_shot
+from momacli.figures.figure import Figure
 from momacli.figures.transforms import draw_transforms
 from momacli.probing.findings import CONDITIONS, Curves, FewShot, Places, TaskFindings
 from momacli.probing.tables import Tasks, family_names, percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Picture:
     """A figure, the name of its file, and its content for those who do not see it."""
 
     name: str
-    figure: "Figure"
+    figure: Figure
     alt: str
 
 
@@ -38,7 +35,7 @@ def pictures(
         yield Picture(f"embedding-{task}", _embedding(tasks[task], found), _embedded(task))
 
 
-def _few_shot(tasks: Tasks) -> "Figure":
+def _few_shot(tasks: Tasks) -> Figure:
     panels = [
         Panel(
             task,
@@ -81,7 +78,7 @@ def _few_shot_in_words(tasks: Tasks) -> str:
     return " ".join(words)
 
 
-def _families(tasks: Tasks) -> "Figure":
+def _families(tasks: Tasks) -> Figure:
     each = list(tasks.values())
     families = [
         Family(
@@ -108,7 +105,7 @@ def _families_in_words(tasks: Tasks) -> str:
     return "Averages on the evaluated samples. " + "; ".join(words) + "."
 
 
-def _agreement(curves: Mapping[str, Curves]) -> "Figure":
+def _agreement(curves: Mapping[str, Curves]) -> Figure:
     cosines: dict[str, Values] = {
         name: [one.cosines[name].double().numpy() for one in curves.values()] for name in CONDITIONS
     }
@@ -130,7 +127,7 @@ def _agreement_in_words(tasks: Tasks) -> str:
     return "Distributions over the evaluated samples. " + "; ".join(words) + "."
 
 
-def _transforms(curves: Mapping[str, Curves]) -> "Figure":
+def _transforms(curves: Mapping[str, Curves]) -> Figure:
     return draw_transforms(
         {task: one.phases.double().numpy() for task, one in curves.items()},
         {task: one.stretches.double().numpy() for task, one in curves.items()},
@@ -148,7 +145,7 @@ def _transforms_in_words(tasks: Tasks) -> str:
     )
 
 
-def _embedding(found: TaskFindings, places: Places) -> "Figure":
+def _embedding(found: TaskFindings, places: Places) -> Figure:
     orthogonal = found.families["orthogonal"].accuracy.accuracy
     return draw_embedding(
         places.finetuned.numpy(),

@@ -1,0 +1,5 @@
+"""What drawing functions return, for those who keep it without knowing matplotlib."""
+
+from matplotlib.figure import Figure
+
+__all__ = ["Figure"]
