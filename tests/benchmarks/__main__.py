@@ -8,6 +8,8 @@ generated once in DIR: "vit" is CLIP ViT-B/32's image encoder and 8 experts in f
 `python -m tests.benchmarks align`: what a step of an alignment costs, beside a plain training
 step of the same encoder on as many samples and a step written as the formulas are.
 
+`python -m tests.benchmarks adapt`: what a step of AdaMerging and of Concrete costs, likewise.
+
 `python -m tests.benchmarks SUITE --data-root DIR --out DIR`: what merges and alignments are
 worth on real data. A suite is a file in `suites/`; see its docstring. Trained experts, merges,
 alignments and scores are kept in OUT/cells by the content of what they were made from, so a run
@@ -70,11 +72,37 @@ def align(arguments: argparse.Namespace) -> None:
         )
 
 
+def adapt(arguments: argparse.Namespace) -> None:
+    """Measure steps of merges that lower entropy; each kind in a process of its own."""
+    print(f"{'8 tasks of 4':24} {'CPU s/step':>10} {'x naive':>8} {'own GB':>8} {'x naive':>8}")
+    floor, found = alignment_step("plain", arguments.size, 8, 4, arguments.steps, ADAPTATION)
+    print(f"{'plain':24} {found['seconds']:10.3f} {'':8} {floor.own / 1e9:8.2f}", flush=True)
+    for kind in ("adamerging", "concrete"):
+        steps = (f"{kind}-naive", kind)
+        naive, own = (
+            alignment_step(one, arguments.size, 8, 4, arguments.steps, ADAPTATION) for one in steps
+        )
+        for name, (cost, found) in zip(steps, (naive, own), strict=True):
+            print(
+                f"{name:24} {found['seconds']:10.3f} {found['seconds'] / naive[1]['seconds']:8.2f} "
+                f"{cost.own / 1e9:8.2f} {cost.own / naive[0].own:8.2f}",
+                flush=True,
+            )
+
+
+ADAPTATION = "tests.benchmarks.adaptation_step"
+
+
 def alignment_step(
-    kind: str, size: str, tasks: int, batch: int, steps: int
+    kind: str,
+    size: str,
+    tasks: int,
+    batch: int,
+    steps: int,
+    module: str = "tests.benchmarks.align_step",
 ) -> tuple[Cost, dict[str, float]]:
     """Measure one kind of step."""
-    command = [sys.executable, "-m", "tests.benchmarks.align_step", kind, "--size", size]
+    command = [sys.executable, "-m", module, kind, "--size", size]
     command += ["--tasks", str(tasks), "--batch", str(batch), "--steps", str(steps)]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
@@ -103,6 +131,10 @@ def main() -> None:
     command = commands.add_parser("align", help="what a step of an alignment costs")
     command.add_argument("--steps", type=int, default=10, help="to measure of each kind")
     command.set_defaults(run=align)
+    command = commands.add_parser("adapt", help="what a step of AdaMerging and Concrete costs")
+    command.add_argument("--size", choices=("vit-b32", "small"), default="vit-b32")
+    command.add_argument("--steps", type=int, default=3, help="to measure of each kind")
+    command.set_defaults(run=adapt)
     for file in sorted((Path(__file__).parent / "suites").glob("*.py")):
         suite = suite_named(file.stem)
         assert suite.__doc__ is not None
