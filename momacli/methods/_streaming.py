@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 
 Scope = Literal["global", "tensor"]
 
-_PROCESS, _WITHOUT_TORCH, _COPIES = 600_000_000, 300_000_000, 6
+_PROCESS, _COPIES = 600_000_000, 6
 """Bytes of the process and what it reads ahead; blocks that a method holds at a time."""
+
+_ARRAYS_PROCESS, _ARRAYS_COPIES = 300_000_000, 3
+"""The same of methods that compute in NumPy, a piece at a time."""
 
 _START, _RATE = 1.0, 500e6
 """Seconds until the first byte; bytes a second, hashed and merged."""
@@ -86,8 +89,9 @@ class StreamedMerge:
         if self.method.elementwise and not alone:
             whole = min(whole, piece_size(self.plan))
         blocks = 4 * (1 + len(self.plan.experts)) * whole
-        process = _WITHOUT_TORCH if self.method.takes_arrays else _PROCESS
-        return process + _COPIES * blocks
+        if self.method.takes_arrays:
+            return _ARRAYS_PROCESS + _ARRAYS_COPIES * blocks
+        return _PROCESS + _COPIES * blocks
 
     @property
     def expected_seconds(self) -> float | None:

@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-from tests.benchmarks import merge_cost
+from tests.benchmarks import large, merge_cost
 from tests.benchmarks.cells import Cells
 from tests.benchmarks.comparison import as_json, compare, table
 from tests.benchmarks.merge_cost import Cost, measure
@@ -128,6 +128,9 @@ def main() -> None:
     command = commands.add_parser("merge", help="what a merge costs")
     merge_cost.add_arguments(command)
     command.set_defaults(run=merge_cost.run)
+    command = commands.add_parser("large", help="what merges of a 70B model need")
+    large.add_arguments(command)
+    command.set_defaults(run=large.run)
     command = commands.add_parser("align", help="what a step of an alignment costs")
     command.add_argument("--steps", type=int, default=10, help="to measure of each kind")
     command.set_defaults(run=align)

@@ -1,6 +1,7 @@
 """Weights of real shapes, generated: what a merge costs does not depend on their values."""
 
 import json
+import math
 from pathlib import Path
 
 Shapes = dict[str, tuple[int, ...]]
@@ -27,11 +28,12 @@ def vit_shapes() -> Shapes:
     return shapes
 
 
-def llm_shapes() -> Shapes:
-    """TinyLlama 1.1B."""
-    d, key_value, inner, words = 2048, 256, 5632, 32000
+def llm_shapes(
+    d: int = 2048, key_value: int = 256, inner: int = 5632, words: int = 32000, layers: int = 22
+) -> Shapes:
+    """A Llama; by default TinyLlama 1.1B."""
     shapes: Shapes = {"model.embed_tokens.weight": (words, d)}
-    for i in range(22):
+    for i in range(layers):
         layer = f"model.layers.{i}."
         shapes |= {
             f"{layer}self_attn.q_proj.weight": (d, d),
@@ -46,6 +48,9 @@ def llm_shapes() -> Shapes:
         }
     return shapes | {"model.norm.weight": (d,), "lm_head.weight": (words, d)}
 
+
+LARGE = {"d": 8192, "key_value": 1024, "inner": 28672, "words": 128256, "layers": 80}
+"""The sizes of Llama 3 70B."""
 
 SETS = {"vit": (vit_shapes, 8, "F32"), "llm": (llm_shapes, 3, "BF16")}
 """By name: the shapes, the number of experts, the type."""
@@ -79,6 +84,40 @@ def generate(name: str, folder: Path) -> tuple[list[Path], list[Path]]:
             _write(name, model, seed)
     files = [file for model in models for file in ([model] if model.is_file() else _shards(model))]
     return models, files
+
+
+def generate_empty(shapes: Shapes, folder: Path, models: int, largest: int) -> list[Path]:
+    """Sharded models in bfloat16 with true headers and no data: the files are holes."""
+    folders = [folder / name for name in ("base", *(f"t{n}" for n in range(models - 1)))]
+    shards: list[Shapes] = [{}]
+    size = 0
+    for key, shape in shapes.items():
+        if size + 2 * math.prod(shape) > largest and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][key] = shape
+        size += 2 * math.prod(shape)
+    names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    table = {key: name for name, part in zip(names, shards, strict=True) for key in part}
+    for place in folders:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "config.json").write_text(json.dumps(_LLAMA))
+        (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+        for name, part in zip(names, shards, strict=True):
+            _write_hole(place / name, part)
+    return folders
+
+
+def _write_hole(path: Path, shapes: Shapes) -> None:
+    header: dict[str, object] = {}
+    end = 0
+    for key, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[key] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 def _shards(folder: Path) -> list[Path]:
