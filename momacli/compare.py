@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from momacli.checkpoint.naming import Named, find_base, named_inputs
 from momacli.checkpoint.reader import task_name
+from momacli.comparing.alone import alone_in
 from momacli.comparing.commands import MODELS, Common
+from momacli.comparing.drawing import draw_sweeps
 from momacli.comparing.making import Making
 from momacli.comparing.overlap import find_overlaps
 from momacli.comparing.plan import FINE_TUNED, PRE_TRAINED, Keys, Sweeps, Wanted, all_wanted
@@ -30,6 +32,7 @@ from momacli.statistics.score import Score
 
 if TYPE_CHECKING:
     from momacli.data.folders import Data
+    from momacli.evaluate import Prepared
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,10 @@ def compare(
     options, sweeps = options or Options(), sweeps or Sweeps()
     specs, named = read_specs(methods)
     sweeps.check(specs)
-    if data is None and (aligned := [str(spec) for spec in specs if spec.alignment]):
+    if data is None and (hungry := [str(spec) for spec in specs if spec.sees_samples]):
         raise UsageError(
-            "alignments need unlabeled samples",
-            details=aligned[:20],
+            f"{len(hungry)} of {len(specs)} methods need unlabeled samples",
+            details=hungry,
             hint="give them with --data, or name methods without",
         )
     check_folder(Path(output), force=force)
@@ -109,25 +112,27 @@ def compare(
     rows: Mapping[str, Row] = {}
     if not dry_run:
         paths = {item.name: item.path for item in inputs} | {"base": base_input.path}
-        making = Making(
-            common=common,
-            keys=Keys(common, paths, seen, held_out, options.evaluated),
-            finished=Finished(common.folder / STATE, listener=tell),
-            run=run,
-            evaluate=lambda path: _scores(path, held_out, options, tell),
-            keep_models=keep_models,
-            named={base for spec in named for base in (spec, spec.base)} | {PRE_TRAINED},
-            total=len(wanted) + 1,
-            listener=tell,
-        )
-        _make(making, wanted, inputs, held_out, options)
+        scoring = Scoring(held_out, options, tell)
+        with alone_in(common.folder):
+            making = Making(
+                common=common,
+                keys=Keys(common, paths, seen, held_out, options.evaluated),
+                finished=Finished(common.folder / STATE, listener=tell),
+                run=run,
+                evaluate=scoring.of_model,
+                keep_models=keep_models,
+                named={base for spec in named for base in (spec, spec.base)} | {PRE_TRAINED},
+                total=len(wanted) + 1,
+                listener=tell,
+            )
+            _make(making, wanted, inputs, scoring)
         rows = making.rows
         wanted = [one for one in wanted if one.name not in making.left_out]
     report = reported(common.folder, tasks, wanted, rows, sweeps.data_ratios)
     return replace(
         report,
         overlaps=[str(one) for one in overlaps],
-        figures=[] if dry_run else _draw(report),
+        figures=[] if dry_run else draw_sweeps(report),
         seconds=time.monotonic() - started,
         dry_run=dry_run,
     )
@@ -171,6 +176,7 @@ def _check_inputs(common: Common, listener: Listener) -> tuple[str, ...]:
 
 def _planned(common: Common, step: Step, listener: Listener = ignore) -> MergeReport:
     """What a merge would do, from headers alone. Raises MomaErrors for what does not fit."""
+    sees = step.sees_samples
     return merge(
         common.experts,
         base=common.base,
@@ -179,6 +185,10 @@ def _planned(common: Common, step: Step, listener: Listener = ignore) -> MergeRe
         scope=step.scope,
         heads=common.heads,
         config=common.config,
+        data=common.data if sees else None,
+        reading=common.reading if sees else None,
+        pooling=common.pooling if sees else None,
+        features=common.features if sees else None,
         output=common.model("planned"),
         dry_run=True,
         listener=listener,
@@ -207,15 +217,11 @@ def _fitting(
 
 
 def _make(
-    making: Making,
-    wanted: Sequence[Wanted],
-    inputs: Sequence[Named],
-    held_out: Mapping[str, Path],
-    options: Options,
+    making: Making, wanted: Sequence[Wanted], inputs: Sequence[Named], scoring: "Scoring"
 ) -> None:
     models = making.common.folder / MODELS
     try:
-        _fine_tuned(making, inputs, held_out, options)
+        _fine_tuned(making, inputs, scoring)
         for base in dict.fromkeys(one.spec.base for one in wanted):
             making.group(base, [one for one in wanted if one.spec.base == base])
     except KeyboardInterrupt:
@@ -231,9 +237,7 @@ def _make(
         models.rmdir()
 
 
-def _fine_tuned(
-    making: Making, inputs: Sequence[Named], held_out: Mapping[str, Path], options: Options
-) -> None:
+def _fine_tuned(making: Making, inputs: Sequence[Named], scoring: "Scoring") -> None:
     """The row of the experts themselves, each on its own task."""
     blank = Row(FINE_TUNED, "Fine-tuned", indented=False)
     key = making.keys.of(FINE_TUNED, uses_data=False)
@@ -242,81 +246,60 @@ def _fine_tuned(
     scores: dict[str, Score] = {}
     try:
         for item in inputs:
-            source = {item.name: held_out[item.name]}
-            scores |= _scores_of_expert(making, item, source, options)
+            scores[item.name] = _score_of_expert(making, item, scoring)
     except MomaError as error:
         making.fail(FINE_TUNED, blank, error)
     else:
         making.keep(FINE_TUNED, key, replace(blank, scores=scores))
 
 
-def _scores_of_expert(
-    making: Making, item: Named, source: Mapping[str, Path], options: Options
-) -> Mapping[str, Score]:
+def _score_of_expert(making: Making, item: Named, scoring: "Scoring") -> Score:
     """An expert alone; what is no model by itself, as an adapter is not, on its base."""
-    own = {task_name(item.path): source[item.name]}
     try:
-        (score,) = _scores(item.path, own, options, making.listener).values()
+        return scoring.of_one(item.path, task_name(item.path), item.name)
     except (CheckpointError, ConflictError, ModelError):
         alone = making.common.model(f"{FINE_TUNED}-{item.name}")
         step = Step("task-arithmetic", (("lambda", "1"),))
         making.run(making.common.merge(step, alone, [f"{item.name}={item.path}"]), ignore)
-        scores = making.evaluate(alone)
+        score = scoring.of_one(alone, item.name, item.name)
         shutil.rmtree(alone.parent)
-        return scores
-    return {item.name: score}
+        return score
 
 
-def _scores(
-    path: Path, held_out: Mapping[str, Path], options: Options, listener: Listener
-) -> Mapping[str, Score]:
-    """Correct answers of a model's tasks."""
-    sampling = Sampling(options.evaluated, None, options.seed)
-    report = evaluate(
-        [path],
-        data=[f"{task}={source}" for task, source in held_out.items()],
-        reading=replace(options.reading, sampling=sampling),
-        config=options.config,
-        pooling=options.pooling,
-        features=options.features,
-        heads=options.heads,
-        device=options.device,
-        listener=listener,
-    )
-    return report.scores[str(path)]
+@dataclass(frozen=True)
+class Scoring:
+    """Counts correct answers; samples are prepared once for all models."""
 
+    held_out: Mapping[str, Path]
+    options: Options
+    listener: Listener
+    prepared: "Prepared" = field(default_factory=dict)
 
-def _draw(report: CompareReport) -> list[Path]:
-    """The figures of the sweeps, as PNG and SVG."""
-    swept = {
-        "masking-rate": ("masking rate", report.masking),
-        "data-ratio": ("share of the unlabeled samples", report.ratios),
-    }
-    levels = {row.label: row.average for row in report.rows[:2] if row.average is not None}
-    files = []
-    for name, (x_label, rows) in swept.items():
-        lines = _lines(rows)
-        if not lines:
-            continue
-        from momacli.figures.accuracy import save_figure
-        from momacli.figures.sweeps import draw_sweep
+    def of_model(self, path: Path) -> Mapping[str, Score]:
+        """Scores of a model of all tasks."""
+        return self._scores(path, self.held_out)
 
-        wide = name == "data-ratio"
-        figure = draw_sweep(lines, x_label=x_label, levels=levels, logarithmic=wide)
-        for suffix in ("png", "svg"):
-            files.append(report.output / f"{name}.{suffix}")
-            save_figure(figure, files[-1])
-    return files
+    def of_one(self, path: Path, name: str, task: str) -> Score:
+        """The score of a model of one task that goes by a name of its own."""
+        (score,) = self._scores(path, {name: self.held_out[task]}).values()
+        return score
 
-
-def _lines(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
-    """Setting and average accuracy of each method, in rising order."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        setting = row.data_ratio if row.masking_rate is None else row.masking_rate
-        if setting is not None and row.average is not None:
-            lines.setdefault(row.name, []).append((setting, row.average))
-    return {name: sorted(points) for name, points in lines.items()}
+    def _scores(self, path: Path, held_out: Mapping[str, Path]) -> Mapping[str, Score]:
+        options = self.options
+        sampling = Sampling(options.evaluated, None, options.seed)
+        report = evaluate(
+            [path],
+            data=[f"{task}={source}" for task, source in held_out.items()],
+            reading=replace(options.reading, sampling=sampling),
+            config=options.config,
+            pooling=options.pooling,
+            features=options.features,
+            heads=options.heads,
+            device=options.device,
+            prepared=self.prepared,
+            listener=self.listener,
+        )
+        return report.scores[str(path)]
 
 
 def _each_once(listener: Listener) -> Listener:

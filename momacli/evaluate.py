@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from momacli.models.interface import Batch
     from momacli.models.separate_head import SeparateHead
 
+    Prepared = dict[tuple[str, str], tuple[Samples, Tensor]]
+    """Samples and labels, by their place and how they are prepared."""
+
 _BATCH = 64
 
 
@@ -53,6 +56,7 @@ def evaluate(
     heads: Sequence[str] = (),
     adapter: bool = True,
     device: str = "auto",
+    prepared: "Prepared | None" = None,
     listener: Listener = ignore,
 ) -> EvalReport:
     """Count correct answers of each model's tasks on labeled samples.
@@ -67,12 +71,15 @@ def evaluate(
     pooling, features: as `align` has them; what a model was aligned with need not be said.
     heads: tensors or module of the heads, where neither the architecture nor a merge tells.
     adapter: whether models that `align` put an adapter behind are run with it.
+    prepared: what calls before this one made of the same samples, read in the same way; what is
+        new is added. Without it, samples are prepared once a call.
 
     Raises MomaErrors where a model cannot be read or a folder does not match its labels.
     """
     from momacli.alignment.adapted import adapters_beside
 
-    run = _Run(data, choose_device(device), reading or Reading(), heads, listener)
+    kept = {} if prepared is None else prepared
+    run = _Run(data, choose_device(device), reading or Reading(), heads, listener, kept)
     scores: dict[str, dict[str, Score]] = {}
     added: dict[str, int] = {}
     for path in models:
@@ -96,7 +103,7 @@ class _Run:
     reading: Reading
     heads: Sequence[str]
     listener: Listener
-    prepared: "dict[tuple[str, str], tuple[Samples, Tensor]]" = field(default_factory=dict)
+    prepared: "Prepared"
     told: set[str] = field(default_factory=set)
 
 

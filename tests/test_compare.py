@@ -15,7 +15,7 @@ from momacli.cli.commands import app
 from momacli.compare import Options, compare
 from momacli.comparing.plan import Sweeps
 from momacli.comparing.process import Done
-from momacli.errors import ConflictError, DataError, MomaError, UsageError
+from momacli.errors import ConflictError, DataError, MomaError, OutputError, UsageError
 from momacli.evaluate import EvalReport, evaluate
 from momacli.merge import merge
 from momacli.progress import Notice
@@ -24,6 +24,7 @@ from momacli.statistics.score import Score
 TASKS = ("birds", "cats")
 EXPERTS = [f"experts/{task}" for task in TASKS]
 QUICK = "task-arithmetic+moma:steps=2:batch-size=8"
+SURGERY = "task-arithmetic+surgery:steps=2:rank=3"
 
 
 def run_here(arguments, listener):
@@ -296,6 +297,21 @@ def test_rows_of_other_inputs_or_settings_are_made_anew(counting, place, change)
     assert again.names == ["merge", "merge"]
 
 
+def test_a_second_run_to_the_same_folder_is_refused_while_one_lives(counting):
+    refused = []
+
+    def run_another(arguments, listener):
+        with pytest.raises(OutputError, match="being written by another run"):
+            compared("average", run=counting())
+        refused.append(arguments)
+        raise MomaError("so much for that")
+
+    compared("average", run=Counting(run_another))
+
+    assert len(refused) == 2
+    assert not compared("average", run=counting()).failed
+
+
 def test_samples_on_both_sides_are_named(place):
     shutil.copytree("unlabeled", "both")
     one = next(Path("labeled/cats").glob("*/*.png"))
@@ -327,7 +343,7 @@ def test_a_dry_run_lists_the_rows_and_writes_nothing(place):
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"data": None}, UsageError, "need unlabeled samples"),
+        ({"data": None}, UsageError, "1 of 2 methods need unlabeled samples"),
         ({"data": "nowhere"}, DataError, "nowhere does not exist"),
         ({"evaluation": "nowhere"}, DataError, "nowhere does not exist"),
         ({"sweeps": Sweeps(masking_rates=[1.5])}, UsageError, "sweeps cannot be run"),

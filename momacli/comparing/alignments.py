@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from momacli.alignment.catalog import FILES, feature_method, option_flag
 from momacli.alignment.settings import Settings
 from momacli.data.sampling import Sampling, parse_share
 from momacli.errors import UsageError
@@ -20,10 +21,13 @@ class Alignment:
     has_mask: bool = False
 
 
+_TITLES = {"surgery": "Surgery", "probsurgery": "ProbSurgery", "aligned-c": "Aligned-C"}
+
 ALIGNMENTS: Mapping[str, Alignment] = {
+    **{name: Alignment(_TITLES.get(name, name), ("--method", name)) for name in FILES},
+    "orthogonal": Alignment("Orthogonal", ("--mask", "none")),
     "moma": Alignment("MOMA", has_mask=True),
     "paper": Alignment("MOMA as in the paper", ("--recipe", "paper"), has_mask=True),
-    "orthogonal": Alignment("Orthogonal", ("--mask", "none")),
 }
 """Name in a row -> what it stands for; "orthogonal" is the closed form of the paper's Table 4."""
 
@@ -48,23 +52,40 @@ def alignment_arguments(name: str, options: Sequence[tuple[str, str]]) -> list[s
             f"there is no alignment {name}",
             hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(ALIGNMENTS)}",
         )
-    known = (*_KINDS, *_SAMPLES)
-    for key, _ in options:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise UsageError(
-                f"{name} has no option {key}",
-                hint=f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}",
-            )
     samples = {key: value for key, value in options if key in _SAMPLES}
     if "sample" in samples:
         Sampling(share=parse_share(samples["sample"]))
     if "max-samples" in samples:
         Sampling(count=_converted("max-samples", samples["max-samples"], int))
-    own = {key: _converted(key, value, _KINDS[key]) for key, value in options if key in _KINDS}
-    Settings(**{key.replace("-", "_"): value for key, value in own.items()})
-    given = [word for key, value in options for word in (f"--{key}", value)]
-    return [*ALIGNMENTS[name].arguments, *given]
+    own = {key: value for key, value in options if key not in _SAMPLES}
+    arguments = [word for key, value in samples.items() for word in (f"--{key}", value)]
+    take = _of_features if name in FILES else _of_moma
+    return [*ALIGNMENTS[name].arguments, *arguments, *take(name, own)]
+
+
+def _of_features(name: str, options: Mapping[str, str]) -> list[str]:
+    """Options of a method that works on cached features."""
+    named = {key.replace("-", "_"): value for key, value in options.items()}
+    feature_method(name, named)
+    arguments: list[str] = []
+    for key, value in named.items():
+        flag, _, option = option_flag(key).partition(" ")
+        arguments += [flag, f"{option}={value}" if option else value]
+    return arguments
+
+
+def _of_moma(name: str, options: Mapping[str, str]) -> list[str]:
+    """Options of moma's own method, in whichever form."""
+    for key in options:
+        if key not in _KINDS:
+            near = difflib.get_close_matches(key, _KINDS, n=1)
+            raise UsageError(
+                f"{name} has no option {key}",
+                hint=f"did you mean {near[0]}?" if near else f"it has {', '.join(_KINDS)}",
+            )
+    found = {key: _converted(key, value, _KINDS[key]) for key, value in options.items()}
+    Settings(**{key.replace("-", "_"): value for key, value in found.items()})
+    return [word for key, value in options.items() for word in (f"--{key}", value)]
 
 
 def _converted(key: str, text: str, kind: type) -> Any:

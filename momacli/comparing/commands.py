@@ -45,6 +45,8 @@ class Common:
         arguments += ["--method", step.name, *step.merge_arguments(), "--seed", str(self.seed)]
         for glob in self.heads:
             arguments += ["--heads", glob]
+        if step.sees_samples:
+            arguments += [*self._data(set()), "--device", self.device, *self._features()]
         return [*arguments, *_option("--config", self.config), "--output", str(output)]
 
     def align(self, merged: Path, spec: Spec, output: Path) -> list[str]:
@@ -54,17 +56,15 @@ class Common:
         arguments = ["align", str(merged), *self._data({key for key, _ in options})]
         arguments += alignment_arguments(spec.alignment.name, options)
         arguments += ["--seed", str(self.seed), "--device", self.device]
-        for flag, value in (
-            ("--pooling", self.pooling),
-            ("--features", self.features),
-            ("--cache", self.cache),
-        ):
-            arguments += _option(flag, value)
+        arguments += [*self._features(), *_option("--cache", self.cache)]
         return [*arguments, "--output", str(output)]
 
     def absorb(self, merged: Path, alignment: Path, output: Path) -> list[str]:
         """`moma absorb` of an alignment."""
         return ["absorb", str(merged), str(alignment), "--output", str(output)]
+
+    def _features(self) -> list[str]:
+        return _option("--pooling", self.pooling) + _option("--features", self.features)
 
     def _data(self, given: set[str]) -> list[str]:
         """Where the unlabeled samples are and how they are read, but for what a row says itself."""

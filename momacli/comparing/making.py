@@ -44,8 +44,12 @@ class Made:
 
 
 def added_parameters(report: Mapping[str, Any]) -> int:
-    """Parameters that a command's output has beyond the merged model; bits count by 32."""
-    return -(-int(report.get("stored_bits") or 0) // 32)
+    """Parameters that a command's output has beyond the merged model, of all tasks together.
+
+    Bits that tell tasks apart count by 32.
+    """
+    bits = int(report.get("stored_bits") or 0)
+    return -(-bits // 32) + sum(map(int, (report.get("added") or {}).values()))
 
 
 @dataclass
@@ -186,7 +190,7 @@ class Making:
         self.keep(one.name, self._key(one), row)
 
     def _key(self, one: Wanted) -> str:
-        return self.keys.of(one.name, uses_data=one.spec.alignment is not None)
+        return self.keys.of(one.name, uses_data=one.spec.sees_samples)
 
     def _tell(self, text: str) -> None:
         self.listener(Notice(f"{len(self.rows)} of {self.total}: {text}"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from momacli.comparing.alignments import ALIGNMENTS, alignment_arguments
 from momacli.errors import UsageError
-from momacli.methods._catalog import known_method, load_method, method_names
+from momacli.merging.catalog import find_method, known_method, method_names, sample_method
 
 _JOINT = re.compile(r"\+(?=[a-z])")  # not that of regmean++ or of 1e+3
 _MAX_LIST = 2000
@@ -24,7 +24,7 @@ _PAPER = (
     "regmean",
     "concrete-task-arithmetic",
     "concrete-adamerging",
-    "adamerging",
+    "adamerging:per=task",
     *(f"{base}{end}" for base in BASES for end in ("", "+surgery", "+probsurgery", "+moma")),
 )
 """The rows of the paper's Table 2, in its order; those that this version has are compared."""
@@ -46,6 +46,11 @@ class Step:
         """The options for people, such as " (lambda 0.3)"; empty where there are none."""
         words = ", ".join(f"{key} {value}" for key, value in self.options)
         return f" ({words})" if words else ""
+
+    @property
+    def sees_samples(self) -> bool:
+        """Whether it is a merge that needs unlabeled samples."""
+        return sample_method(self.name) is not None
 
     @property
     def scope(self) -> str | None:
@@ -79,6 +84,11 @@ class Spec:
     def base(self) -> "Spec":
         """The row of the merge alone."""
         return Spec(self.merge)
+
+    @property
+    def sees_samples(self) -> bool:
+        """Whether the row needs unlabeled samples."""
+        return self.alignment is not None or self.merge.sees_samples
 
     @property
     def label(self) -> str:
@@ -188,7 +198,7 @@ def _checked(spec: Spec) -> Spec:
         raise UsageError(
             error.message, hint=f"did you mean {near[0]}?" if near else error.hint
         ) from error
-    method = load_method(merge.name)
+    method = find_method(merge.name)
     known = [_written(name) for name in method.options]
     known += ["scope"] if method.first_pass else []
     if unknown := [key for key, _ in merge.options if key not in known]:

@@ -95,13 +95,14 @@ def test_the_best_is_bold_on_a_terminal(monkeypatch, capsys):
 
 def test_a_failed_row_ends_with_status_1_after_the_table(place, capfd):
     Path("failing/models").mkdir(parents=True)
-    Path("failing/models/average").write_text("in the way")
+    Path("failing/models/task-arithmetic").write_text("in the way")
+    shutil.copy("comparison/rows.json", "failing")
 
-    assert compare("-o", "failing", "--force") == 1
+    assert run(["compare", *INPUTS, "--methods", "task-arithmetic", "-o", "failing"]) == 1
 
     out, err = capfd.readouterr()
-    assert out.splitlines()[-1].split() == ["average", "-", "-", "failed", "-", "-", "-"]
-    assert "error: 1 of 3 rows failed\n  average: " in err
+    assert out.splitlines()[-1].split() == ["task-arithmetic", "-", "-", "failed", "-", "-", "-"]
+    assert "error: 1 of 3 rows failed\n  task-arithmetic: " in err
     assert "cannot be written" in err
     assert "hint: the same command tries them again" in err
 
@@ -111,7 +112,7 @@ def test_a_failed_row_ends_with_status_1_after_the_table(place, capfd):
     [
         (["--methods", "avrage,ties+mona"], 2, "did you mean average"),
         (["--methods", "average", "--json", "--csv"], 2, "exclude each other"),
-        (["--methods", "average+moma"], 2, "need unlabeled samples"),
+        (["--methods", "average+moma"], 2, "1 of 2 methods need unlabeled samples"),
         (["--methods", "average", "--masking-rates", "half"], 2, "no share"),
         (["--methods", "average", "--data-ratios", "10%"], 2, "no method is aligned"),
         (["--methods", "average", "-o", "base"], 1, "holds no comparison"),

@@ -3,7 +3,7 @@ import pytest
 from momacli.comparing.alignments import ALIGNMENTS, alignment_arguments
 from momacli.comparing.specs import BASES, Spec, Step, read_specs
 from momacli.errors import UsageError
-from momacli.methods._catalog import method_names
+from momacli.merging.catalog import method_names
 
 
 def rows(*texts: str) -> list[str]:
@@ -34,6 +34,12 @@ def test_other_options_make_another_row():
     ]
 
 
+def test_methods_whose_names_end_in_plus_are_aligned_with_one_more():
+    (merge, aligned), _ = read_specs(["regmean+++moma"])
+
+    assert (merge.merge.name, aligned.alignment) == ("regmean++", Step("moma"))
+
+
 def test_a_plus_that_is_part_of_a_number_or_a_name_does_not_part_steps():
     (_, spec), _ = read_specs(["task-arithmetic:lambda=1e+0+moma"])
 
@@ -43,7 +49,7 @@ def test_a_plus_that_is_part_of_a_number_or_a_name_does_not_part_steps():
 def test_all_means_every_method_and_every_alignment_of_the_papers_three():
     found = rows("all")
 
-    assert {row for row in found if "+" not in row} >= set(method_names())
+    assert set(found) >= set(method_names())
     for base in BASES:
         assert {f"{base}+{name}" for name in ALIGNMENTS} <= set(found)
 
@@ -51,9 +57,23 @@ def test_all_means_every_method_and_every_alignment_of_the_papers_three():
 def test_paper_has_the_alignments_of_its_table_under_their_merges():
     found = rows("paper")
 
+    assert found[:5] == [
+        "fisher",
+        "regmean",
+        "concrete-task-arithmetic",
+        "concrete-adamerging",
+        "adamerging:per=task",
+    ]
     for base in BASES:
-        assert found[found.index(base) + 1].startswith(f"{base}+")
-        assert f"{base}+moma" in found
+        start = found.index(base)
+        ends = ("", "+surgery", "+probsurgery", "+moma")
+        assert found[start : start + 4] == [f"{base}{end}" for end in ends]
+
+
+def test_rows_that_need_unlabeled_samples_are_known():
+    specs, _ = read_specs(["average+moma,regmean"])
+
+    assert [spec.sees_samples for spec in specs] == [False, True, True]
 
 
 def test_only_what_was_written_counts_as_named():
@@ -89,6 +109,9 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_names():
         "average+moma:sample=120%",
         "average+moma:max-samples=0",
         "emr+moma",
+        "average+surgery:rank=0",
+        "average+surgery:mask-rate=0.1",
+        "regmean:lambda=0.3",
     ],
 )
 def test_values_that_cannot_be_are_refused_before_any_work(row):
@@ -113,3 +136,6 @@ def test_the_label_says_the_options_in_words():
 def test_an_alignment_is_what_the_command_takes():
     assert alignment_arguments("orthogonal", []) == ["--mask", "none"]
     assert alignment_arguments("moma", [("batch-size", "8")]) == ["--batch-size", "8"]
+    assert alignment_arguments("surgery", [("rank", "8"), ("steps", "9"), ("sample", "5%")]) == [
+        *("--method", "surgery", "--sample", "5%", "--set", "rank=8", "--steps", "9")
+    ]
