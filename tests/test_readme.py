@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_models import CLASSES
 
+from momacli.alignment import catalog as aligning
 from momacli.cli.commands import app
 from momacli.cli.main import run
 from momacli.merging.catalog import find_method, method_names
@@ -93,6 +94,16 @@ def test_every_method_has_a_row_with_its_source():
     assert sorted(rows) == method_names()
     for name, source in rows.items():
         assert source == find_method(name).source
+
+
+def test_every_method_of_align_has_a_row_with_what_it_adds():
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([^|]+) \| [\d.]+ \| ([^|]*) \|$", README, re.MULTILINE)
+    cards = aligning.method_cards()
+
+    assert [(name, source) for name, _, source in rows] == [
+        (card.name, card.title) for card in cards
+    ]
+    assert {name for name, added, _ in rows if added != "0"} == aligning.ADDING
 
 
 def test_every_folder_of_the_package_stands_in_the_tree():
