@@ -16,6 +16,9 @@ torch.set_num_threads(1)  # tests run side by side
 
 _CHECKED = (
     "momacli.methods",
+    "momacli.adaptation",
+    "momacli.statistics.fisher",
+    "momacli.statistics.grams",
     "momacli.alignment.fit",  # not .settings, which refuses wrong values in its own words
     "momacli.alignment.mask",
     "momacli.alignment.objectives",

@@ -7,7 +7,7 @@ together: the losses of all T tasks are summed before the one backward pass.
 import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from momacli.errors import DivergenceError
 from momacli.progress import Notice, Progress
 
 
+@runtime_checkable
 class Learned(Protocol):
     """Parameters of a merge: they give the encoder its weights, and take its gradients."""
 
