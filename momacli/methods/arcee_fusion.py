@@ -8,21 +8,25 @@ to, so they are computed in float64, without mergekit's 1e-8 in the logarithm. Q
 exact, where mergekit samples a million entries of a larger tensor at random.
 """
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 from momacli.errors import UsageError
+from momacli.methods._arrays import on_arrays
+from momacli.methods._ranks import entries_of_rank
 
 ELEMENTWISE = False
 MAX_EXPERTS = 1
 
+_PIECE = 1 << 14  # entries that are held in float64 at a time, in the cache
 
+
+@on_arrays
 def arcee_fusion(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T *shape"],
     *,
-    base: Float[Tensor, "*shape"],
-) -> Float[Tensor, "*shape"]:
+    base: Float[np.ndarray, "*shape"],
+) -> Float[np.ndarray, "*shape"]:
     """Return the task vector of the only expert where its importance is an outlier.
 
     Raises UsageError for more than one expert.
@@ -33,16 +37,52 @@ def arcee_fusion(
             hint="merge the experts first, then fuse the result into the base",
         )
     tau = task_vectors[0]
-    if tau.numel() == 0:
-        return tau.clone()
-    theta_0 = base.double()
-    log_p, log_q = (theta_0 + tau).log_softmax(dim=-1), theta_0.log_softmax(dim=-1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1, keepdim=tau.ndim > 0).clamp(min=0)
-    importance = tau.abs() * divergence
+    if tau.size == 0:
+        return np.array(tau)
+    n = tau.shape[-1] if tau.ndim else 1
+    rows = tau.reshape(-1, n)
+    importance = np.abs(rows)
+    importance *= _relative_divergences(base.reshape(-1, n), rows)[:, None].astype(rows.dtype)
     q1, median, q3 = (_quantile(importance, q) for q in (0.25, 0.5, 0.75))
-    return torch.where(importance >= median + 1.5 * (q3 - q1), tau, 0.0)
+    important = importance >= rows.dtype.type(median + 1.5 * (q3 - q1))
+    kept: np.ndarray = np.where(important, rows, rows.dtype.type(0)).reshape(tau.shape)
+    return kept
 
 
-def _quantile(values: Tensor, q: float) -> Tensor:
+def _relative_divergences(
+    theta_0: Float[np.ndarray, "rows n"], tau: Float[np.ndarray, "rows n"]
+) -> Float[np.ndarray, " rows"]:
+    """KL(softmax(theta_0 + tau) || softmax(theta_0)) of each row, divided by the largest of all.
+
+    As p_i / q_i is exp(tau_i) times a constant, it is sum_i p_i tau_i - log of the ratio of the
+    sums of exponentials.
+    """
+    count, n = tau.shape
+    divergences = np.empty(count)
+    several = max(1, _PIECE // n)
+    for start in range(0, count, several):
+        x_0 = theta_0[start : start + several].astype(np.float64)
+        change = tau[start : start + several].astype(np.float64)
+        x_1 = x_0 + change
+        highest_0, highest_1 = _exponentiate(x_0), _exponentiate(x_1)
+        sum_0, sum_1 = x_0.sum(axis=1), x_1.sum(axis=1)
+        mean = np.einsum("rn,rn->r", x_1, change) / sum_1
+        ratio = highest_1 - highest_0 + np.log(sum_1 / sum_0)
+        divergences[start : start + several] = mean - ratio
+    np.maximum(divergences, 0, out=divergences)
+    divergences /= max(divergences.max(), np.finfo(np.float64).tiny)
+    return divergences
+
+
+def _exponentiate(x: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " rows"]:
+    """Replace x by exp(x - max of its row), and return that."""
+    highest: np.ndarray = x.max(axis=1)
+    x -= highest[:, None]
+    np.exp(x, out=x)
+    return highest
+
+
+def _quantile(values: Float[np.ndarray, "rows n"], q: float) -> float:
     """The entry of rank floor(q (n - 1)), from 0: no interpolation."""
-    return values.flatten().kthvalue(1 + int(q * (values.numel() - 1))).values
+    rank = 1 + int(q * (values.size - 1))
+    return float(entries_of_rank(values.reshape(1, -1), rank)[0, 0])

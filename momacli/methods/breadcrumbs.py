@@ -17,8 +17,8 @@ from jaxtyping import Float
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
+from momacli.methods._ranks import entries_of_rank
 from momacli.methods._rows import as_rows
-from momacli.methods._selection import entries_of_rank
 from momacli.methods.task_arithmetic import task_arithmetic
 
 ELEMENTWISE = False
