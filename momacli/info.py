@@ -1,26 +1,19 @@
 """What a checkpoint holds and where it comes from, or in what two of them differ."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from momacli.adapters.config import config_file, read_adapter_config
 from momacli.alignment.beside import adapter_file, has_adapters
-from momacli.checkpoint.arrays import is_held
+from momacli.checkpoint.differences import Difference, find_differences, named_tensors
 from momacli.checkpoint.escaping import shown
-from momacli.checkpoint.header import TensorEntry
 from momacli.checkpoint.multitask import MultiTask
 from momacli.checkpoint.provenance import Input, Recipe, decode_recipe, input_path
-from momacli.checkpoint.reader import Checkpoint, is_adapter, iterate_blocks
+from momacli.checkpoint.reader import Checkpoint, is_adapter
 from momacli.errors import CheckpointError
-from momacli.progress import Listener, Progress, ignore
+from momacli.progress import Listener, ignore
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_BLOCK = 1 << 20
 _DEEPEST = 8
 """Generations of inputs that are followed; a record may have been made to lead in circles."""
 
@@ -82,18 +75,6 @@ class Info:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """In what one tensor differs between two checkpoints."""
-
-    name: str
-    kind: str  # "only in the first", "only in the second", "type or shape", "values"
-    first: str | None  # type and shape
-    second: str | None
-    changed: int | None = None  # values that are not the same
-    relative: float | None = None  # |second - first| / |first|
-
-
-@dataclass(frozen=True)
 class Comparison:
     """All tensors that differ, and how many do not."""
 
@@ -111,14 +92,7 @@ def info(path: str | Path) -> Info:
     with MultiTask.open(place) as opened:
         recipe, tasks = opened.recipe, tuple(opened.tasks)
         adapter = next(map(_adapter, filter(is_adapter, opened.checkpoints)), None)
-        entries: dict[str, TensorEntry] = {}
-        seen = set()
-        for checkpoint in opened.checkpoints:
-            prefix = f"{checkpoint.name}/" if len(opened.checkpoints) > 1 else ""
-            for key, entry in checkpoint.entries.items():
-                if (where := checkpoint.place_of(key)) not in seen:
-                    entries[key if key not in entries else prefix + key] = entry
-                seen.add(where)
+        entries = {name: stored.entry for name, stored in named_tensors(opened).items()}
     groups: dict[str, list[TensorInfo]] = {}
     for name, entry in entries.items():
         found = TensorInfo(name, entry.dtype, tuple(entry.shape), entry.nbytes)
@@ -166,7 +140,8 @@ def _origin(
     inputs: list[Origin] = []
     if recipe is not None and depth:
         named = [recipe.merged] if recipe.merged else [recipe.base, *recipe.inputs]
-        inputs = [_followed(item, path, depth - 1) for item in named if item is not None]
+        output = _output_of(path, recipe)
+        inputs = [_followed(item, output, depth - 1) for item in named if item is not None]
     return Origin(
         name,
         path,
@@ -176,6 +151,15 @@ def _origin(
         {} if recipe is None else dict(recipe.parameters),
         tuple(inputs),
     )
+
+
+def _output_of(path: Path, recipe: Recipe) -> Path:
+    """What a record is of, from where its inputs are found: of a task's folder, that around it.
+
+    A model of one task alone is an output itself, made by a method that takes a task.
+    """
+    of_many = path.is_dir() and path.name in recipe.tasks and "task" not in recipe.parameters
+    return path.resolve().parent if of_many else path
 
 
 def _followed(item: Input, output: Path, depth: int) -> Origin:
@@ -190,55 +174,13 @@ def _followed(item: Input, output: Path, depth: int) -> Origin:
 
 
 def compare(first: str | Path, second: str | Path, *, listener: Listener = ignore) -> Comparison:
-    """Compare two files or folders tensor by tensor, bit by bit. Raises CheckpointError."""
-    with ExitStack() as stack:
-        a, b = (stack.enter_context(Checkpoint.open(Path(path))) for path in (first, second))
-        differences = tuple(_differences(a, b, listener))
+    """Compare two files or folders, of one task or several, tensor by tensor, bit by bit.
+
+    Raises CheckpointError.
+    """
+    with MultiTask.open(Path(first)) as one, MultiTask.open(Path(second)) as other:
+        a, b = named_tensors(one), named_tensors(other)
+        differences = tuple(find_differences(a, b, listener))
         return Comparison(
-            Path(first),
-            Path(second),
-            len(a.entries.keys() | b.entries.keys()) - len(differences),
-            differences,
+            Path(first), Path(second), len(a.keys() | b.keys()) - len(differences), differences
         )
-
-
-def _differences(a: Checkpoint, b: Checkpoint, listener: Listener) -> Iterator[Difference]:
-    names = list(dict.fromkeys([*a.entries, *b.entries]))
-    for number, name in enumerate(names, start=1):
-        x, y = a.entries.get(name), b.entries.get(name)
-        if x is None or y is None:
-            kind = "only in the second" if x is None else "only in the first"
-            yield Difference(
-                name, kind, None if x is None else str(x), None if y is None else str(y)
-            )
-        elif (x.dtype, tuple(x.shape)) != (y.dtype, tuple(y.shape)):
-            yield Difference(name, "type or shape", str(x), str(y))
-        else:
-            changed, relative = _change(a, b, name, x)
-            if changed:
-                yield Difference(name, "values", str(x), str(y), changed, relative)
-        listener(Progress("comparing", number, len(names), "tensors"))
-
-
-def _change(
-    a: Checkpoint, b: Checkpoint, name: str, entry: TensorEntry
-) -> tuple[int, float | None]:
-    """How many values have other bits, and |b - a| / |a|, where numbers are to be had."""
-    if not is_held(entry.dtype):
-        return int((a.read(name) != b.read(name)).sum()), None
-    changed, moved, length = 0, 0.0, 0.0
-    for start, stop in iterate_blocks(entry.elements, _BLOCK):
-        x, y = a.read_range(name, start, stop), b.read_range(name, start, stop)
-        changed += _other_bits(x, y)
-        if x.is_floating_point():
-            moved += float((y.double() - x.double()).square().sum())
-            length += float(x.double().square().sum())
-    return changed, (moved / length) ** 0.5 if length else None
-
-
-def _other_bits(x: "Tensor", y: "Tensor") -> int:
-    import torch
-
-    width = x.element_size()
-    same = x.view(torch.uint8) == y.view(torch.uint8)
-    return int((~same.reshape(-1, width).all(dim=1)).sum()) if same.numel() else 0

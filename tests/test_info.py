@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from momacli.cli.main import run
@@ -56,6 +57,65 @@ def test_the_origin_goes_back_as_far_as_files_tell(merged):
     assert [item.name for item in origin.inputs[1].inputs] == ["base", "cats", "dogs"]
     assert [item.found for item in origin.inputs[1].inputs] == [True, True, False]
     assert origin.command == origin.inputs[1].command == "merge"
+
+
+def test_a_folder_of_several_tasks_and_the_file_of_the_same_merge_are_equal(vit_folders, tmp_path):
+    folder, file = tmp_path / "merged", tmp_path / "merged.safetensors"
+    weights = "model.safetensors"
+    merge([vit_folders / "cats", vit_folders / "dogs"], base=vit_folders / "base", output=folder)
+    merge(
+        [f"{task}={vit_folders / task / weights}" for task in ("cats", "dogs")],
+        base=vit_folders / "base" / weights,
+        output=file,
+    )
+
+    found = compare(folder, file)
+
+    assert found.differences == ()
+    assert found.equal == len(load_file(file))
+
+
+def test_what_differs_between_folders_of_tasks_goes_by_their_names(vit_folders, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for output in (one, other):
+        merge(
+            [vit_folders / "cats", vit_folders / "dogs"], base=vit_folders / "base", output=output
+        )
+    head = other / "dogs" / "model-00002-of-00002.safetensors"
+    changed = {key: value + 1 for key, value in load_file(head).items()}
+    with safe_open(head, "pt") as opened:
+        save_file(changed, head, metadata=opened.metadata())
+
+    names = {difference.name for difference in compare(one, other).differences}
+
+    assert names == {"heads.dogs.classifier.weight", "heads.dogs.classifier.bias"}
+
+
+def test_experts_share_no_tensor_and_are_told_apart(vit_folders, tmp_path):
+    for task in ("cats", "dogs"):
+        shutil.copytree(vit_folders / task, tmp_path / "experts" / task)
+
+    found = info(tmp_path / "experts")
+
+    assert found.parameters == sum(
+        value.numel()
+        for task in ("cats", "dogs")
+        for value in load_file(vit_folders / task / "model.safetensors").values()
+    )
+    assert all(module.name.startswith(("cats/", "dogs/")) for module in found.modules)
+
+
+def test_the_origin_of_one_tasks_folder_is_that_of_the_whole_output(vit_folders, tmp_path):
+    output = tmp_path / "merged"
+    merge([vit_folders / "cats", vit_folders / "dogs"], base=vit_folders / "base", output=output)
+
+    origin = info(output / "dogs").origin
+
+    assert [(item.name, item.found) for item in origin.inputs] == [
+        ("base", True),
+        ("cats", True),
+        ("dogs", True),
+    ]
 
 
 def test_all_that_differs_between_two_is_listed(tmp_path):
