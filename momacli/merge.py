@@ -133,6 +133,8 @@ def _check_samples(method: str, given: Mapping[str, Any], *, learning: bool) -> 
             hint="say where they are with --data FOLDER, with a folder or text file of each task",
         )
     wrong = [key for key, value in given.items() if value is not None]
+    if "data" in wrong and "reading" in wrong:
+        wrong.remove("reading")
     if wrong and not learning:
         names = [name for name in method_names() if sample_method(name)]
         what = {"reading": "--max-samples and the like"}

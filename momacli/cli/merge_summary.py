@@ -50,7 +50,10 @@ def summary_lines(report: "MergeReport") -> list[str]:
         lines.append(f"  wrote    {report.output} ({size}) in {duration(report.seconds)}")
         rate = amount(report.bytes_read / max(report.seconds, 1e-3), "bytes")
         peak = amount(report.memory, "bytes")
-        lines.append(f"  speed    {rate}/s of input, peak memory {peak}")
+        if report.samples:  # the time is the network's
+            lines.append(f"  memory   {peak} at most")
+        else:
+            lines.append(f"  speed    {rate}/s of input, peak memory {peak}")
     return lines
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.adaptation.ensemble import Ensemble, Merged, Task
-from momacli.errors import DivergenceError, UsageError
+from momacli.errors import DivergenceError
 from momacli.progress import Progress
 
 SAMPLES = 256
@@ -47,12 +47,11 @@ def fisher(
     labels: "sampled" draws one answer for each sample from the expert's own; "expected" goes
         through all classes, which costs a backward pass for each; "batch" is the estimate of
         MergeLM and FusionBench.
-    floor: is added to F; 1e-6 is the authors' and everybody's. It draws towards the average.
+    floor: is added to F, and more than 0; 1e-6 is the authors' and everybody's. It draws towards
+        the average.
     normalize: divide c_t by |F_t|, as FusionBench does, so that no expert outweighs the others.
     batch_size: of `labels=batch` alone; 32 is FusionBench's.
     """
-    if floor <= 0:
-        raise UsageError(f"--set floor: expected more than 0, found {floor:g}")
     estimate = _estimate(labels, batch_size)
     numerator = {name: torch.zeros_like(ensemble.base(name)) for name in ensemble.tensors}
     denominator = {name: torch.zeros_like(value) for name, value in numerator.items()}

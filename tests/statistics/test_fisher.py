@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_ensemble import logits_of, tiny_ensemble
 
-from momacli.errors import DivergenceError, UsageError
+from momacli.errors import DivergenceError
 from momacli.statistics.fisher import fisher, of_all_labels, of_batches, of_sampled_labels
 
 
@@ -143,9 +143,7 @@ def test_a_tensor_that_no_answer_depends_on_is_averaged():
     torch.testing.assert_close(merged["unused.weight"], ensemble.mean("unused.weight"))
 
 
-def test_no_floor_and_broken_samples_are_refused():
-    with pytest.raises(UsageError, match="floor"):
-        fisher(tiny_ensemble(), floor=0.0)
+def test_broken_samples_are_refused_by_their_task():
     broken = [torch.full((4, 6), torch.nan)] * 3
     with pytest.raises(DivergenceError, match="task0"):
         fisher(tiny_ensemble(inputs=broken), labels="expected")
