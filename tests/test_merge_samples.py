@@ -342,7 +342,7 @@ def test_text_classifiers_are_merged_from_texts(texts, method):
     report = merge(
         ["experts/moods", "experts/topics"], base="base", method=method, data="unlabeled",
         options=QUICK.get(method), reading=Reading(Sampling(count=8), Columns("review")),
-        device="cpu",
+        pooling="masked-mean", device="cpu",
     )  # fmt: skip
 
     assert report.samples == {"moods": 8, "topics": 8}
@@ -351,5 +351,6 @@ def test_text_classifiers_are_merged_from_texts(texts, method):
     )
     assert not any(problems.values())
     assert model.num_labels == 5
+    assert model.config.moma_features["pooling"] == "masked-mean"  # so that align takes it, too
     if method in RECORDED:
         assert verify("merged").equal
