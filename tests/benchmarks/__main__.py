@@ -10,6 +10,8 @@ step of the same encoder on as many samples and a step written as the formulas a
 
 `python -m tests.benchmarks adapt`: what a step of AdaMerging and of Concrete costs, likewise.
 
+`python -m tests.benchmarks features`: what methods cost that see cached features alone.
+
 `python -m tests.benchmarks SUITE --data-root DIR --out DIR`: what merges and alignments are
 worth on real data. A suite is a file in `suites/`; see its docstring. Trained experts, merges,
 alignments and scores are kept in OUT/cells by the content of what they were made from, so a run
@@ -26,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-from tests.benchmarks import large, merge_cost
+from tests.benchmarks import large, merge_cost, on_features
 from tests.benchmarks.cells import Cells
 from tests.benchmarks.comparison import as_json, compare, table
 from tests.benchmarks.merge_cost import Cost, measure
@@ -134,6 +136,9 @@ def main() -> None:
     command = commands.add_parser("align", help="what a step of an alignment costs")
     command.add_argument("--steps", type=int, default=10, help="to measure of each kind")
     command.set_defaults(run=align)
+    command = commands.add_parser("features", help="what methods cost that see features alone")
+    on_features.add_arguments(command)
+    command.set_defaults(run=on_features.run)
     command = commands.add_parser("adapt", help="what a step of AdaMerging and Concrete costs")
     command.add_argument("--size", choices=("vit-b32", "small"), default="vit-b32")
     command.add_argument("--steps", type=int, default=3, help="to measure of each kind")
