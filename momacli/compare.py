@@ -89,53 +89,53 @@ def compare(
     """
     started = time.monotonic()
     options, sweeps = options or Options(), sweeps or Sweeps()
+    tell = _each_once(listener)
     specs, named = read_specs(methods)
     sweeps.check(specs)
-    if data is None and (hungry := [str(spec) for spec in specs if spec.sees_samples]):
+    _check_data(specs, data)
+    check_folder(Path(output), force=force)
+    base_input, inputs = find_base(named_inputs(experts), base)
+    common = _common(inputs, base_input, data, Path(output), options)
+    tasks = _check_inputs(common, tell)
+    wanted = all_wanted(_fitting(common, specs, named, tell), sweeps)
+    held_out = task_sources(evaluation, tasks)
+    seen = {} if data is None else task_sources(data, tasks)
+    overlaps = [str(one) for one in find_overlaps(seen, held_out, options.reading.columns)]
+    if overlaps:
+        tell(Notice(f"samples to adapt to are evaluated, too: {'; '.join(overlaps)}"))
+    if dry_run:
+        report = reported(common.folder, tasks, wanted, {}, sweeps.data_ratios)
+        return replace(report, overlaps=overlaps, dry_run=True)
+    paths = {item.name: item.path for item in inputs} | {"base": base_input.path}
+    scoring = Scoring(held_out, options, tell)
+    with alone_in(common.folder):
+        making = Making(
+            common=common,
+            keys=Keys(common, paths, seen, held_out, options.evaluated),
+            finished=Finished(common.folder / STATE, listener=tell),
+            run=run,
+            evaluate=scoring.of_model,
+            keep_models=keep_models,
+            named={base for spec in named for base in (spec, spec.base)} | {PRE_TRAINED},
+            total=len(wanted) + 1,
+            listener=tell,
+        )
+        _make(making, wanted, inputs, scoring)
+        made = [one for one in wanted if one.name not in making.left_out]
+        report = reported(common.folder, tasks, made, making.rows, sweeps.data_ratios)
+        figures = draw_sweeps(report)
+    seconds = time.monotonic() - started
+    return replace(report, overlaps=overlaps, figures=figures, seconds=seconds)
+
+
+def _check_data(specs: Sequence[Spec], data: "Data | None") -> None:
+    hungry = [str(spec) for spec in specs if spec.sees_samples]
+    if data is None and hungry:
         raise UsageError(
             f"{len(hungry)} of {len(specs)} methods need unlabeled samples",
             details=hungry,
             hint="give them with --data, or name methods without",
         )
-    check_folder(Path(output), force=force)
-    base_input, inputs = find_base(named_inputs(experts), base)
-    common = _common(inputs, base_input, data, Path(output), options)
-    tell = _each_once(listener)
-    tasks = _check_inputs(common, tell)
-    specs = _fitting(common, specs, named, tell)
-    held_out = task_sources(evaluation, tasks)
-    seen = {} if data is None else task_sources(data, tasks)
-    overlaps = find_overlaps(seen, held_out, options.reading.columns)
-    if overlaps:
-        tell(Notice(f"samples to adapt to are evaluated, too: {'; '.join(map(str, overlaps))}"))
-    wanted = all_wanted(specs, sweeps)
-    rows: Mapping[str, Row] = {}
-    if not dry_run:
-        paths = {item.name: item.path for item in inputs} | {"base": base_input.path}
-        scoring = Scoring(held_out, options, tell)
-        with alone_in(common.folder):
-            making = Making(
-                common=common,
-                keys=Keys(common, paths, seen, held_out, options.evaluated),
-                finished=Finished(common.folder / STATE, listener=tell),
-                run=run,
-                evaluate=scoring.of_model,
-                keep_models=keep_models,
-                named={base for spec in named for base in (spec, spec.base)} | {PRE_TRAINED},
-                total=len(wanted) + 1,
-                listener=tell,
-            )
-            _make(making, wanted, inputs, scoring)
-        rows = making.rows
-        wanted = [one for one in wanted if one.name not in making.left_out]
-    report = reported(common.folder, tasks, wanted, rows, sweeps.data_ratios)
-    return replace(
-        report,
-        overlaps=[str(one) for one in overlaps],
-        figures=[] if dry_run else draw_sweeps(report),
-        seconds=time.monotonic() - started,
-        dry_run=dry_run,
-    )
 
 
 def _common(

@@ -179,6 +179,14 @@ def test_a_masking_rate_is_a_row_of_its_own_under_the_same_label(whole):
     assert row.seconds > report.rows[-1].seconds
 
 
+def test_figures_show_the_experts_and_the_merge_beside_its_alignment(whole):
+    root, report, _ = whole
+
+    drawn = (root / "comparison" / "masking-rate.svg").read_text(encoding="utf-8")
+    for label in ("Fine-tuned", "task-arithmetic", report.masking[0].name):
+        assert f"<!-- {label} -->" in drawn
+
+
 def test_all_of_the_data_is_the_row_itself_and_the_merge_stands_before(whole):
     _, report, _ = whole
 

@@ -1,6 +1,6 @@
 """The sweeps of a comparison as figures."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from momacli.comparing.report import CompareReport
@@ -13,7 +13,6 @@ def draw_sweeps(report: CompareReport) -> list[Path]:
         "masking-rate": ("masking rate", report.masking),
         "data-ratio": ("share of the unlabeled samples", report.ratios),
     }
-    levels = {row.label: row.average for row in report.rows[:2] if row.average is not None}
     files = []
     for name, (x_label, rows) in swept.items():
         lines = _lines(rows)
@@ -23,11 +22,23 @@ def draw_sweeps(report: CompareReport) -> list[Path]:
         from momacli.figures.sweeps import draw_sweep
 
         wide = name == "data-ratio"
-        figure = draw_sweep(lines, x_label=x_label, levels=levels, logarithmic=wide)
+        figure = draw_sweep(lines, x_label=x_label, levels=_levels(report, lines), logarithmic=wide)
         for suffix in ("png", "svg"):
             files.append(report.output / f"{name}.{suffix}")
             save_figure(figure, files[-1])
     return files
+
+
+def _levels(report: CompareReport, swept: Collection[str]) -> dict[str, float]:
+    """The averages of the experts, and of the merges whose alignments are swept."""
+    fine_tuned = report.rows[1]
+    found = {fine_tuned.label: fine_tuned.average}
+    merge = fine_tuned
+    for row in report.rows:
+        merge = merge if row.indented else row
+        if row.name in swept:
+            found[merge.label] = merge.average
+    return {label: average for label, average in found.items() if average is not None}
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:

@@ -153,12 +153,13 @@ def test_ctrl_c_ends_the_children_keeps_rows_and_the_same_command_goes_on(place,
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     state = tmp_path / "out" / "models" / "average+moma_steps=2000" / "model.state.safetensors"
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while not state.exists() and time.monotonic() < until:
         time.sleep(0.1)
+    assert state.exists()
 
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
 
     assert process.returncode == 130
     assert out == ""
