@@ -15,6 +15,7 @@ from tiny_text import random_texts, save_tokenizer, text_model
 from momacli.align import align
 from momacli.alignment.settings import Settings
 from momacli.checkpoint.multitask import MultiTask
+from momacli.cli.main import run
 from momacli.data.reading import Reading
 from momacli.data.sampling import Sampling
 from momacli.data.tables import Columns
@@ -309,6 +310,18 @@ def test_the_card_has_the_command_and_does_not_promise_what_verify_cannot_do(mad
     assert "| samples of cats | `6` |" in card
     assert "coefficients" not in other
     assert "`moma verify` makes the model again" in " ".join(other.split())
+
+
+def test_the_command_says_what_was_seen_and_learned(place, capsys):
+    line = ["merge", *EXPERTS, "--base", "base", "--method", "adamerging", "--data", "unlabeled"]
+    line += ["--max-samples", "6", "--set", "steps=2", "--device", "cpu", "-o", "merged"]
+
+    assert run(line) == 0
+    shown = capsys.readouterr()
+
+    assert shown.out == "merged\n"
+    assert "  samples  birds 6, cats 6, dogs 6" in shown.err
+    assert re.search(r"  lambda   birds 0\.3\d*, cats 0\.3\d*, dogs 0\.3", shown.err)
 
 
 @pytest.fixture
