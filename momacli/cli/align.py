@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from momacli.cli.assignments import options_of
-from momacli.cli.options import AsJson, Device, Features, Force, ModelConfig, MovedBase, Pooling
+from momacli.cli.options import (
+    AsJson,
+    Cache,
+    CheckpointEvery,
+    Device,
+    Features,
+    Force,
+    ModelConfig,
+    MovedBase,
+    Pooling,
+)
 from momacli.cli.reading import MaxLength, MaxSamples, Sample, Strict, TextColumn, reading_from
 from momacli.errors import UsageError
 
@@ -116,22 +126,13 @@ def align(
             "alignment.safetensors; or aligned.safetensors, with the alignment beside it.",
         ),
     ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="Fine-tuned features are kept here; ~/.cache/moma."),
-    ] = None,
+    cache: Cache = None,
     max_samples: MaxSamples = None,
     sample: Sample = None,
     text_column: TextColumn = None,
     max_length: MaxLength = None,
     strict: Strict = False,
-    checkpoint_every: Annotated[
-        int,
-        typer.Option(
-            help="Steps after which the state is kept beside the output; the same command goes on "
-            "from it after a stop. 0: only on Ctrl-C."
-        ),
-    ] = 100,
+    checkpoint_every: CheckpointEvery = 100,
     force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all inputs and say what would be done.")
