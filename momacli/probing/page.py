@@ -153,12 +153,16 @@ def _families(tasks: Tasks, drawing: Drawing, settings: Settings) -> Section:
 
 def _fit_cells(found: Sequence[FamilyFit]) -> list[str]:
     return [
-        f"{fmean(one.distance_fitted for one in found):.3g}",
-        f"{fmean(one.distance for one in found):.3g}",
+        _three_digits(fmean(one.distance_fitted for one in found)),
+        _three_digits(fmean(one.distance for one in found)),
         percent(fmean(one.error_fitted for one in found)),
         percent(fmean(one.error for one in found)),
         percent(fmean(one.accuracy.accuracy for one in found)),
     ]
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _agreement(tasks: Tasks, drawing: Drawing) -> Section:
