@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from momacli.data.folders import Data
     from momacli.data.loading import Samples
-    from momacli.features.adapter import TaskAdapter
+    from momacli.features.adapter import Adapter
     from momacli.models.classification import Classifier
     from momacli.models.interface import Batch
     from momacli.models.separate_head import SeparateHead
@@ -107,9 +107,7 @@ class _Run:
     told: set[str] = field(default_factory=set)
 
 
-def _evaluate(
-    model: MultiTask, adapters: "Mapping[str, TaskAdapter]", run: _Run
-) -> dict[str, Score]:
+def _evaluate(model: MultiTask, adapters: "Mapping[str, Adapter]", run: _Run) -> dict[str, Score]:
     from momacli.alignment.adapted import answers
     from momacli.data.folders import task_sources
 

@@ -79,7 +79,7 @@ def features_and_head(folder: Path, files: list[Path]) -> tuple[torch.Tensor, to
 def mended(place: Path, method: str, task: str, z: torch.Tensor) -> torch.Tensor:
     """The adapter's formula, from the tensors of its file."""
     tensors = load_file(place / method / "surgery.safetensors")
-    down, up = (tensors[f"adapter.final.{part}.{task}"] for part in ("down", "up"))
+    down, up = (tensors[f"adapter.{part}.{task}"] for part in ("down", "up"))
     return z - torch.relu(z @ down.T) @ up.T
 
 

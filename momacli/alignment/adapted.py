@@ -12,7 +12,7 @@ from momacli.alignment.samples import reader
 from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.multitask import MultiTask, TaskModel
 from momacli.errors import CheckpointError, ConflictError
-from momacli.features.adapter import TaskAdapter
+from momacli.features.adapter import Adapter
 from momacli.models.classification import Classifier
 from momacli.models.interface import Batch, Head
 from momacli.models.separate_head import SeparateHead
@@ -23,7 +23,7 @@ class Adapters:
     """The adapters of an output, by task, and their file."""
 
     path: Path
-    tasks: Mapping[str, TaskAdapter]
+    tasks: Mapping[str, Adapter]
 
     @property
     def parameters(self) -> int:
@@ -63,7 +63,7 @@ def adapters_beside(model: MultiTask) -> Adapters | None:
 
 
 def answers(
-    network: Classifier | SeparateHead, model: TaskModel, adapter: TaskAdapter | None
+    network: Classifier | SeparateHead, model: TaskModel, adapter: Adapter | None
 ) -> Callable[[Batch], Tensor]:
     """Return what makes logits of batches: the loaded network, with its adapter if it has one.
 
@@ -71,7 +71,7 @@ def answers(
     """
     if adapter is None:
         return network.logits
-    mend = adapter.to(network.device).final
+    mend = adapter.to(network.device)
     heads: list[Head] = []  # the one, once a batch has shown where it is
 
     def answer(batch: Batch) -> Tensor:

@@ -5,8 +5,7 @@ In memory, or in a file of float32 tensors:
     mask.<tensor>                M, in the tensor's shape; only where a mask was learned
     transform.<task>             A_t [d, d]
     head.<part>.<task>           weight [k, d] and bias [k] that take the place of the head's
-    adapter.<where>.down.<task>  Down [r, d] behind the encoder ("final") or one of its blocks,
-    adapter.<where>.up.<task>    by number, and Up [d, r]: what is not folded but added
+    adapter.<part>.<task>        down [r, d] and up [d, r]: what is not folded but added
 The file's metadata holds the recipe, the headroom h and the layer that absorbs A_t.
 """
 
@@ -24,7 +23,7 @@ from momacli.checkpoint.provenance import KEY, Recipe, decode_recipe
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 from momacli.errors import CheckpointError
-from momacli.features.adapter import Adapter, TaskAdapter
+from momacli.features.adapter import Adapter
 
 _MASK, _TRANSFORM, _HEAD, _ADAPTER = "mask.", "transform.", "head.", "adapter."
 _ALIGNMENT_KEY = "alignment"
@@ -42,7 +41,7 @@ class Alignment:
     recipe: Recipe
     place: Path  # where it is or will be; the recipe's paths are relative to its folder
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # weight, bias
-    adapters: Mapping[str, TaskAdapter] = field(default_factory=dict)
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None  # its file, open, where there is one already
 
     def sha256(self) -> str:
@@ -61,7 +60,7 @@ def alignment_of(
     recipe: Recipe,
     place: Path,
     heads: Mapping[str, Mapping[str, Tensor]] | None = None,
-    adapters: Mapping[str, TaskAdapter] | None = None,
+    adapters: Mapping[str, Adapter] | None = None,
 ) -> Alignment:
     """Return an alignment whose masks are in memory."""
 
@@ -111,37 +110,32 @@ def open_alignment(path: Path) -> Iterator[Alignment]:
             layer,
             recipe,
             path,
-            _read_heads(checkpoint, named[_HEAD]),
+            _by_task(checkpoint, named[_HEAD]),
             _read_adapters(checkpoint, named[_ADAPTER]),
             checkpoint,
         )
 
 
-def _read_heads(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    heads: dict[str, dict[str, Tensor]] = {}
+def _by_task(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Read tensors called KIND.PART.TASK; returns them by task and part."""
+    found: dict[str, dict[str, Tensor]] = {}
     for name in names:
-        part, _, task = name.removeprefix(_HEAD).partition(".")
-        heads.setdefault(task, {})[part] = checkpoint.read(name)
-    return heads
+        _, part, task = [*name.split(".", 2), ""][:3]
+        found.setdefault(task, {})[part] = checkpoint.read(name)
+    return found
 
 
-def _read_adapters(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, TaskAdapter]:
-    """Read each task's adapters. Raises CheckpointError where a part is missing or does not fit."""
-    found: dict[str, dict[str, dict[str, Tensor]]] = {}
-    for name in names:
-        where, part, task = [*name.removeprefix(_ADAPTER).split(".", 2), "", ""][:3]
-        found.setdefault(task, {}).setdefault(where, {})[part] = checkpoint.read(name)
-    adapters = {}
-    for task, parts in found.items():
-        numbers = [str(number) for number in range(len(parts) - 1)]
-        if set(parts) != {"final", *numbers} or not all(map(_is_adapter, parts.values())):
-            raise CheckpointError(
-                f"{checkpoint.path}: the adapter of {shown(task)} is incomplete",
-                hint="align again, or bring the whole file back",
-            )
-        each = {where: Adapter(part["down"], part["up"]) for where, part in parts.items()}
-        adapters[task] = TaskAdapter(each["final"], tuple(each[number] for number in numbers))
-    return adapters
+def _read_adapters(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, Adapter]:
+    """Read each task's adapter. Raises CheckpointError where a part is missing or does not fit."""
+    found = _by_task(checkpoint, names)
+    broken = [shown(task) for task, parts in found.items() if not _is_adapter(parts)]
+    if broken:
+        raise CheckpointError(
+            f"{checkpoint.path}: the adapters of these tasks are incomplete",
+            details=broken,
+            hint="align again, or bring the whole file back",
+        )
+    return {task: Adapter(parts["down"], parts["up"]) for task, parts in found.items()}
 
 
 def _is_adapter(part: Mapping[str, Tensor]) -> bool:
@@ -159,9 +153,7 @@ def write_alignment(path: Path, alignment: Alignment, masks: Mapping[str, Tensor
     for task, parts in alignment.heads.items():
         tensors |= {f"{_HEAD}{part}.{task}": value for part, value in parts.items()}
     for task, adapter in alignment.adapters.items():
-        for where, one in adapter.parts.items():
-            tensors[f"{_ADAPTER}{where}.down.{task}"] = one.down
-            tensors[f"{_ADAPTER}{where}.up.{task}"] = one.up
+        tensors |= {f"{_ADAPTER}down.{task}": adapter.down, f"{_ADAPTER}up.{task}": adapter.up}
     specs = [TensorSpec(name, "F32", tuple(value.shape)) for name, value in tensors.items()]
     content = {"headroom": alignment.headroom, "layer": alignment.layer}
     metadata = {

@@ -31,6 +31,7 @@ class AbsorbReport:
     parameters_before: dict[str, int]
     parameters_after: dict[str, int]
     seconds: float
+    heads: int = 0  # that were trained anew
 
 
 def write_absorbed(
@@ -66,7 +67,9 @@ def write_absorbed(
     with MultiTask.open(target) as written:
         after = {task: _count(_specs(one)) for task, one in written.tasks.items()}
     masked = sum(spec.name in alignment.masked for spec in encoder)
-    return AbsorbReport(target, tuple(model.tasks), masked, counts, after, 0.0)
+    return AbsorbReport(
+        target, tuple(model.tasks), masked, counts, after, 0.0, len(alignment.heads)
+    )
 
 
 def compute(

@@ -15,7 +15,7 @@ from momacli.alignment.outcome import CHECKED, Outcome
 from momacli.alignment.report import task_report
 from momacli.alignment.resume import Keeper, uninterrupted
 from momacli.data.order import generator_of
-from momacli.features.adapter import Adapter, TaskAdapter
+from momacli.features.adapter import Adapter
 from momacli.models.interface import Encoder, Head
 from momacli.progress import Listener, Notice, Progress
 
@@ -125,7 +125,7 @@ def _adapted(
             orthogonality_error=None,
         )
         logits[task.task] = task.head(mended[:CHECKED])
-        adapters[task.task] = TaskAdapter(adapter)
+        adapters[task.task] = adapter
     return Outcome(reports, logits, method.steps, adapters=adapters)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from momacli.alignment.report import TaskReport
-from momacli.features.adapter import TaskAdapter
+from momacli.features.adapter import Adapter
 
 CHECKED = 16
 """Samples of each task on which the written model is compared with what was fitted."""
@@ -22,6 +22,6 @@ class Outcome:
     transforms: Mapping[str, Tensor] = field(default_factory=dict)  # A_t by task
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    adapters: Mapping[str, TaskAdapter] = field(default_factory=dict)
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
     headroom: float = 1.0
     masked_share: float = 0.0

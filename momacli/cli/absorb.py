@@ -57,9 +57,8 @@ def summary_lines(report: "AbsorbReport") -> list[str]:
     """What was folded, for people."""
     from momacli.cli.console import duration
 
-    lines = [
-        f"absorbed {len(report.tasks)} transforms and masks of {report.masked_tensors} tensors"
-    ]
+    what = f"{len(report.tasks)} transforms and masks of {report.masked_tensors} tensors"
+    lines = [f"absorbed {f'{report.heads} trained heads' if report.heads else what}"]
     for task, after in report.parameters_after.items():
         before = report.parameters_before[task]
         lines.append(f"  {task}  {after} parameters, {after - before:+d} against the merged model")

@@ -28,28 +28,6 @@ class Adapter:
         return self.down.numel() + self.up.numel()
 
 
-@dataclass(frozen=True)
-class TaskAdapter:
-    """What a task has behind its encoder and, where it is deep, behind each block of it."""
-
-    final: Adapter
-    blocks: tuple[Adapter, ...] = ()
-
-    def to(self, device: torch.device | str) -> "TaskAdapter":
-        """The same on a device."""
-        return TaskAdapter(self.final.to(device), tuple(one.to(device) for one in self.blocks))
-
-    @property
-    def parts(self) -> dict[str, Adapter]:
-        """The adapters by name: "final", and the blocks by number."""
-        return {"final": self.final, **{str(n): one for n, one in enumerate(self.blocks)}}
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers it adds to a model."""
-        return sum(one.parameters for one in self.parts.values())
-
-
 def new_down(rank: int, like: Float[Tensor, "N d"], generator: torch.Generator) -> Tensor:
     """Draw Down [r, d] as PyTorch draws the weight of a linear layer: uniform, ±1/sqrt(d)."""
     width = like.shape[1]
