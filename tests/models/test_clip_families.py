@@ -11,6 +11,8 @@ from tiny_models import CLASSES
 
 from momacli.align import align
 from momacli.alignment.settings import Settings
+from momacli.data.reading import Reading
+from momacli.data.sampling import Sampling
 from momacli.errors import ModelError
 from momacli.evaluate import evaluate
 from momacli.merge import merge
@@ -162,3 +164,22 @@ def test_a_rotated_cosine_head_gives_the_probabilities_of_rotated_features():
     rotated_head = Head(W @ A, None, before=unit_norm)(z).softmax(dim=1)
 
     torch.testing.assert_close(rotated_head, rotated_features, atol=1e-5, rtol=0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["fisher", "regmean++", "adamerging"])
+def test_merged_from_samples_with_cosine_heads(place, vit_images, method):
+    report = merge(
+        [f"experts/{task}" for task in CLASSES],
+        base="base",
+        method=method,
+        data=vit_images / "unlabeled",
+        options={"steps": 3} if method == "adamerging" else None,
+        reading=Reading(Sampling(count=6)),
+        device="cpu",
+    )
+
+    assert report.samples == dict.fromkeys(CLASSES, 6)
+    for task in CLASSES:
+        assert embeddings(Path("merged", task), Path("base"), place, torch.randn(2, 3, 8, 8)).ndim
+        assert Path("merged", task, f"head_{task}.safetensors").is_file()
