@@ -104,7 +104,7 @@ def probe(
 
     Judges the merged features by their neighbours and by newly trained heads, and fits maps
     from them to the fine-tuned ones, from scaling to affine. Nothing is evaluated on samples
-    that were fitted on.
+    that were fitted on, unless --transductive asks for it.
     """
     from momacli.cli.console import duration, print_json, print_table, say
     from momacli.cli.listening import listening
