@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from momacli.checkpoint.description import describe
+from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.head_files import CLASSES
 from momacli.checkpoint.naming import choose_output
 from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.source import unreadable
 from momacli.errors import DataError, ModelError, UsageError
 from momacli.models.templates import DEFAULT, TEMPLATES
 from momacli.progress import Listener, ignore
@@ -74,7 +76,8 @@ def _templates(given: str | Path | Sequence[str] | None) -> list[str]:
         return list(DEFAULT)
     if isinstance(given, str) and given.lower() in TEMPLATES:
         return list(TEMPLATES[given.lower()])
-    found = _lines(Path(given)) if isinstance(given, (str, Path)) else list(given)
+    known = f"give a file, or one of the ready templates: {', '.join(TEMPLATES)}"
+    found = _lines(Path(given), hint=known) if isinstance(given, str | Path) else list(given)
     wrong = [template for template in found if "{}" not in template]
     if wrong or not found:
         raise UsageError(
@@ -83,12 +86,12 @@ def _templates(given: str | Path | Sequence[str] | None) -> list[str]:
     return found
 
 
-def _lines(file: Path) -> list[str]:
+def _lines(file: Path, *, hint: str | None = None) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(TEMPLATES)
-        raise DataError(
-            f"{file} cannot be read: {error}", hint=f"ready templates are {known}"
-        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{shown_path(file)} is no text in UTF-8", hint=hint) from error
+    except (OSError, ValueError) as error:
+        plain = unreadable(file, error)
+        raise DataError(plain.message, hint=hint or plain.hint) from error
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -92,3 +92,13 @@ def test_the_ready_sets_have_as_many_sentences_as_in_the_literature():
         "mnist": 1, "resisc45": 18, "sun397": 2, "svhn": 1,
     }  # fmt: skip
     assert all("{}" in sentence for sentences in TEMPLATES.values() for sentence in sentences)
+
+
+def test_a_file_that_is_missing_is_named_with_what_could_stand_for_it(model):
+    with pytest.raises(DataError) as caught:
+        head("model", classes="none.txt", output="head.safetensors")
+    assert str(caught.value.message) == "none.txt does not exist"
+
+    with pytest.raises(DataError) as caught:
+        head("model", classes=CLASSES, templates="none.txt", output="head.safetensors")
+    assert "eurosat" in str(caught.value.hint)

@@ -113,7 +113,9 @@ def _records(file: Path, columns: Columns, leave_out: LeaveOut) -> Iterator[_Rec
             yield from _parquet(file)
         else:
             yield from _delimited(file, "\t" if kind == ".tsv" else ",", columns, leave_out)
-    except (OSError, EOFError, csv.Error) as error:
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (EOFError, csv.Error) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 
