@@ -100,3 +100,11 @@ def test_equal_unrounded_numbers_are_best_together_and_rounding_decides(rows):
     assert text.count("**50.0**") == 2
     assert text.count("**70.0**") == 1
     assert "**69.9**" not in text
+
+
+def test_neither_the_experts_nor_the_pre_trained_model_are_ever_the_best():
+    same = [row(name, name, 50, 700) for name in ("pre-trained", "fine-tuned", "a", "b")]
+
+    bold = [line.count("**") > 0 for line in as_markdown(main_table(same, TASKS)).splitlines()[2:]]
+
+    assert bold == [False, False, True, True]
