@@ -134,11 +134,46 @@ def keep_some(values: Array, keys: Array, positions: Array, limit: np.uint64, ke
 
 
 @_compiled
+def keep_by_rank(
+    values: Array,
+    order: Array,
+    key: np.uint64,
+    position: int,
+    probabilities: Array,
+    divide: bool,
+    kept: Array,
+) -> None:
+    """Copy each of the values [rows, n] with the probability of its rank, and zeros for others.
+
+    order: the places of each row's values, by rank. divide: what is kept, by its probability.
+    """
+    n = values.shape[1]
+    zero, one = values.dtype.type(0), values.dtype.type(1)
+    shares = np.empty(n, probabilities.dtype)
+    for r in range(values.shape[0]):
+        row, out, places = values[r], kept[r], order[r]
+        first = np.uint64(position + r * n)
+        for rank in range(n):
+            shares[places[rank]] = probabilities[rank]
+        for i in range(n):
+            share = shares[i]
+            divisor = share if divide else one
+            out[i] = row[i] / divisor if _uniform(key, first + np.uint64(i)) < share else zero
+
+
+@_compiled
 def draw_uniform(key: np.uint64, position: int, numbers: Array) -> None:
     """Fill with numbers from [0, 1), multiples of 2^-24."""
     for i in range(numbers.shape[0]):
-        drawn = _split_mix(key, np.uint64(position) + np.uint64(i))
-        numbers[i] = np.float32(drawn >> np.uint64(40)) * np.float32(2**-24)
+        numbers[i] = _uniform(key, np.uint64(position) + np.uint64(i))
+
+
+@_compiled
+def _uniform(key: np.uint64, counter: np.uint64) -> np.float32:
+    """A number from [0, 1), a multiple of 2^-24."""
+    drawn = _split_mix(key, counter) >> np.uint64(40)
+    number: np.float32 = np.float32(drawn) * np.float32(2**-24)
+    return number
 
 
 @_compiled

@@ -14,20 +14,25 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, UInt
 
+from momacli.compiled.loops import keep_by_rank
 from momacli.errors import UsageError
+from momacli.methods._arrays import on_arrays
 from momacli.methods._random_mask import Draws
 from momacli.methods._rows import as_rows
 from momacli.methods.ties import TiesStatistic, ties
 
 ELEMENTWISE = False
 
+_PIECE = 1 << 14  # entries that are ranked at a time, in the cache
 
+_PLACE = np.uint64(0xFFFFFFFF)  # the bits of a key that say where the entry is
+
+
+@on_arrays
 def della(
-    task_vectors: Float[Tensor, "T *shape"],
+    task_vectors: Float[np.ndarray, "T *shape"],
     *,
     draws: Sequence[Draws],
     density: float = 0.7,
@@ -35,8 +40,8 @@ def della(
     lam: float = 1.1,
     per: Literal["tensor", "row"] = "row",
     rescale: Literal["probability", "l1"] = "probability",
-    weights: Float[Tensor, " T"] | None = None,
-) -> Float[Tensor, "*shape"]:
+    weights: Float[np.ndarray, " T"] | None = None,
+) -> Float[np.ndarray, "*shape"]:
     """Return lam times the sign-consistent mean of the pruned task vectors.
 
     density: mean share of entries kept; 0.7 is the drop rate 0.3 of the authors' example.
@@ -54,29 +59,58 @@ def della(
             f"above 0 and at most 1, found {density} and {epsilon}",
             hint="lower epsilon, or move density towards 0.5",
         )
-    kept = torch.stack(
-        [
-            _magprune(tau, drawn, density, epsilon, rescale)
-            for tau, drawn in zip(as_rows(task_vectors, per), draws, strict=True)
-        ]
-    )
+    rows = as_rows(task_vectors, per)
+    kept = np.empty_like(rows, order="C")
+    for tau, drawn, out in zip(rows, draws, kept, strict=True):
+        _magprune(tau, drawn, _probabilities(tau, density, epsilon), rescale == "probability", out)
+    if rescale == "l1":
+        for tau, out in zip(rows, kept, strict=True):
+            before, after = (np.abs(x).sum(dtype=np.float64) for x in (tau, out))
+            out *= out.dtype.type(before / after if after > 0 else 1.0)
     untrimmed = TiesStatistic(np.zeros(len(kept)))
     return ties(kept.reshape(task_vectors.shape), lam=lam, weights=weights, statistic=untrimmed)
 
 
+def _probabilities(
+    tau: Float[np.ndarray, "rows n"], density: float, epsilon: float
+) -> Float[np.ndarray, " n"]:
+    """The q of each rank, from the smallest magnitude on."""
+    last = tau.shape[1] - 1
+    offsets = np.arange(-last, last + 1, 2) if last > 0 else np.zeros(last + 1)
+    q: np.ndarray = offsets.astype(np.float32) / np.float32(max(1, last))
+    q *= np.float32(epsilon)
+    q += np.float32(density)
+    return q
+
+
 def _magprune(
-    tau: Float[Tensor, "rows n"],
+    tau: Float[np.ndarray, "rows n"],
     drawn: Draws,
-    density: float,
-    epsilon: float,
-    rescale: Literal["probability", "l1"],
-) -> Float[Tensor, "rows n"]:
-    last = tau.shape[-1] - 1
-    rank = tau.abs().argsort(dim=-1, stable=True).argsort(dim=-1)
-    q = density + epsilon * ((2 * rank - last) / max(1, last))
-    uniform = torch.from_numpy(drawn.uniform(tau.numel())).reshape(tau.shape).to(tau.device)
-    kept = torch.where(uniform < q, tau, 0.0)
-    if rescale == "probability":
-        return kept / q
-    before, after = (x.abs().sum(dtype=torch.float64) for x in (tau, kept))
-    return kept * torch.where(after > 0, before / after, 1.0).to(tau.dtype)
+    q: Float[np.ndarray, " n"],
+    divide: bool,
+    out: Float[np.ndarray, "rows n"],
+) -> None:
+    count, n = tau.shape
+    several = max(1, _PIECE // max(1, n))
+    for start in range(0, count, several):
+        values = np.ascontiguousarray(tau[start : start + several])
+        kept = out[start : start + several]
+        keep_by_rank(values, _ascending(values), drawn.key, drawn.position, q, divide, kept)
+        drawn.position += values.size
+
+
+def _ascending(values: Float[np.ndarray, "rows n"]) -> UInt[np.ndarray, "rows n"]:
+    """Places of each row's entries by magnitude, those of equal ones as they come.
+
+    Magnitudes of float32 numbers order like their bit patterns; with the places in the lower
+    half, one sort of integers does what a stable sort of pairs would.
+    """
+    if values.dtype != np.float32:
+        order: np.ndarray = np.argsort(np.abs(values), axis=1, kind="stable").astype(np.uint64)
+        return order
+    keys: np.ndarray = (values.view(np.uint32) & np.uint32(0x7FFFFFFF)).astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.arange(values.shape[1], dtype=np.uint64)
+    keys.sort(axis=1)
+    keys &= _PLACE
+    return keys
