@@ -8,6 +8,7 @@ import torch
 
 from momacli.alignment.alignment import alignment_of, open_alignment, write_alignment
 from momacli.checkpoint.staging import staged_file
+from momacli.errors import ConflictError
 
 
 def prune(alignment: Path, output: Path, share: float) -> None:
@@ -16,8 +17,15 @@ def prune(alignment: Path, output: Path, share: float) -> None:
     output: in the folder of `alignment`, to which its record's paths are relative. Folded in, it
         leaves heads as they are, for transforms that fit the sparser encoder.
     share: of all entries together, 0 to 1; equal entries go in the order of the tensors.
+
+    Raises ConflictError for an alignment without a mask.
     """
     with open_alignment(alignment) as found:
+        if not found.masked:
+            raise ConflictError(
+                f"{alignment} has no mask: none that was learned lowered the objective",
+                hint="give the alignment more steps",
+            )
         entries = found.checkpoint.entries if found.checkpoint else {}
         masks = {
             name: found.read_mask(name, 0, entries[f"mask.{name}"].elements).reshape(

@@ -1,6 +1,10 @@
+import pytest
 import torch
 
-from momacli.comparing.pruning import lowest_dropped
+from momacli.alignment.alignment import alignment_of, write_alignment
+from momacli.checkpoint.provenance import Input, Recipe
+from momacli.comparing.pruning import lowest_dropped, prune
+from momacli.errors import ConflictError
 
 
 def masks() -> dict[str, torch.Tensor]:
@@ -30,3 +34,16 @@ def test_nothing_and_everything_can_be_dropped():
 
     assert all(torch.equal(nothing[name], mask) for name, mask in masks().items())
     assert all(not mask.any() for mask in everything.values())
+
+
+def test_an_alignment_that_kept_no_mask_has_none_to_prune(tmp_path):
+    place = tmp_path / "alignment.safetensors"
+    recipe = Recipe(command="align", merged=Input("m", "merged", {"f": "0" * 64}))
+    unmasked = alignment_of(
+        {"cats": torch.eye(2)}, {}, headroom=1.0, layer="head", recipe=recipe, place=place
+    )
+    write_alignment(place, unmasked, {})
+
+    with pytest.raises(ConflictError, match="has no mask"):
+        prune(place, tmp_path / "pruned.safetensors", 0.5)
+    assert not (tmp_path / "pruned.safetensors").exists()
