@@ -173,7 +173,8 @@ def test_no_model_is_left_and_finished_rows_are_in_the_folder(whole):
 def test_a_masking_rate_is_a_row_of_its_own_under_the_same_label(whole):
     _, report, _ = whole
 
-    (row,) = report.masking
+    merge, row = report.masking
+    assert merge == report.rows[-2]
     assert row.masking_rate == 0.9
     assert row.label == report.rows[-1].label
     assert row.seconds > report.rows[-1].seconds
@@ -183,7 +184,7 @@ def test_figures_show_the_experts_and_the_merge_beside_its_alignment(whole):
     root, report, _ = whole
 
     drawn = (root / "comparison" / "masking-rate.svg").read_text(encoding="utf-8")
-    for label in ("Fine-tuned", "task-arithmetic", report.masking[0].name):
+    for label in ("Fine-tuned", "task-arithmetic", report.masking[1].name):
         assert f"<!-- {label} -->" in drawn
 
 

@@ -220,7 +220,9 @@ def _print(report: "CompareReport", form: str) -> None:
         write = as_latex if form == "--latex" else as_markdown
         print("\n".join(write(table) for table in tables(report)), end="")
     else:
-        for table in tables(report):
+        for number, table in enumerate(tables(report)):
+            if number:
+                print()
             print_table(table)
     for figure in report.figures:
         say(f"figure: {figure}")

@@ -15,8 +15,8 @@ class CompareReport:
     output: Path
     tasks: tuple[str, ...]
     rows: Sequence[Row]  # pre-trained, fine-tuned, then the methods
-    masking: Sequence[Row]  # the sweep of masking rates
-    ratios: Sequence[Row]  # the sweep of data ratios, behind the merge that it is of
+    masking: Sequence[Row]  # the sweep of masking rates, behind the merge that it is of
+    ratios: Sequence[Row]  # the sweep of data ratios, likewise
     overlaps: Sequence[str] = ()  # samples that are both adapted to and evaluated, by task
     figures: Sequence[Path] = ()
     seconds: float = 0.0
@@ -26,7 +26,8 @@ class CompareReport:
     def every(self) -> list[Row]:
         """All rows, those of sweeps too, each once."""
         swept = [row for row in self.ratios if row.data_ratio is not None and row.data_ratio < 1]
-        return [*self.rows, *self.masking, *swept]
+        masked = [row for row in self.masking if row.masking_rate is not None]
+        return [*self.rows, *masked, *swept]
 
     @property
     def failed(self) -> list[Row]:
@@ -50,6 +51,11 @@ def reported(
     found = {one.name: rows.get(one.name, one.blank()) for one in wanted}
     fine_tuned = rows.get(FINE_TUNED, Row(FINE_TUNED, "Fine-tuned", indented=False))
     swept: list[Row] = []
+    masked: list[Row] = []
+    for one in wanted:
+        if one.masking_rate is not None:
+            base = found[one.base.name]
+            masked += [found[one.name]] if base in masked else [base, found[one.name]]
     for one in methods:
         own = [other for other in wanted if other.data_ratio and other.blank().name == one.name]
         if own or (1 in ratios and one.takes_ratio):
@@ -61,6 +67,6 @@ def reported(
         output,
         tasks,
         [found[pre_trained.name], fine_tuned, *(found[one.name] for one in methods)],
-        [found[one.name] for one in wanted if one.masking_rate is not None],
+        masked,
         swept,
     )
