@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from momacli.checkpoint.arrays import parse_dtype
 from momacli.checkpoint.blocks import block_size, bytes_to_read, read_blocks, read_head, rounded
-from momacli.checkpoint.spans import spans
 from momacli.checkpoint.naming import choose_output, find_base, named_inputs
 from momacli.checkpoint.plan import TASK_HEADS, Expert, MergePlan
 from momacli.checkpoint.provenance import KEY, Recipe, record_input
+from momacli.checkpoint.spans import spans
 from momacli.checkpoint.staging import staged_file, staged_folder
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 from momacli.errors import ConflictError, UsageError
@@ -150,7 +150,7 @@ class _Job:
 
         plan, sizes, read = self.plan, bytes_to_read(self.plan), 0.0
         geometry: dict[str, Geometry] = {}
-        for checkpoint in (plan.base, *(expert.checkpoint for expert in plan.experts)):
+        for checkpoint in plan.checkpoints:
             checkpoint.start_hash()
         for spec in plan.merged:
             geometry.setdefault(layer_of(spec.name), Geometry(len(plan.experts)))

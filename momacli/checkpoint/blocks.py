@@ -4,30 +4,34 @@ Blocks are read ahead by other threads, which hash what they read, into buffers 
 again; they are small enough that what is computed of one stays in the processor's cache.
 """
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
+from momacli.checkpoint.ahead import (
+    LARGEST,
+    SMALLEST,
+    Buffers,
+    is_wide,
+    length_there,
+    readers,
+)
 from momacli.checkpoint.arrays import Array, array_dtype, converted, is_finite
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import MERGEABLE_DTYPES
 from momacli.checkpoint.nonfinite import SetAside, Tolerated
 from momacli.checkpoint.plan import Expert, MergePlan
-from momacli.checkpoint.reader import Checkpoint, iterate_blocks
+from momacli.checkpoint.reader import iterate_blocks
 from momacli.checkpoint.spans import Span
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
 
 _CACHED = 7 << 16
 """Elements of a piece, of base and experts together: 1.8 MB of float32, most of a cache."""
-
-_SMALLEST, _LARGEST = 1 << 10, 1 << 18
-"""Elements of one model in a piece, at least, and in a block, at most."""
 
 _AHEAD = 1 << 24
 """Elements, of all models together, that wait to be worked on or are being read."""
@@ -55,12 +59,12 @@ class Block:
 
 def block_size(plan: MergePlan) -> int:
     """Elements of one model to read at a time: a power of two, large enough to be worth it."""
-    return min(_LARGEST, max(_SMALLEST, _power_of_two(_AHEAD // 4 // (1 + len(plan.experts)))))
+    return min(LARGEST, max(SMALLEST, _power_of_two(_AHEAD // 4 // (1 + len(plan.experts)))))
 
 
 def piece_size(plan: MergePlan) -> int:
     """Elements to compute at a time, where a method works on each by itself."""
-    return max(1, _CACHED // (1 + len(plan.experts)) // _SMALLEST) * _SMALLEST
+    return max(1, _CACHED // (1 + len(plan.experts)) // SMALLEST) * SMALLEST
 
 
 def _power_of_two(limit: int) -> int:
@@ -81,24 +85,24 @@ def read_blocks(
     piece: elements of a block; those of a span are read at once and handed out in pieces. By
         default a block is a whole span.
     ahead: whether other threads read while the caller works; not worth it for short spans, nor
-        for pieces of files that need no hashing: those are read into the cache, from where they
-        are worked on, sooner than two threads could hand them to each other.
+        for pieces of files: those are read into the cache, hashed and worked on there, sooner
+        than two threads could hand them to each other.
     known: whether the same spans were read before, and so are finite unless that is tolerated.
 
     Raises ConflictError, naming the model and the tensor, where a value is not finite.
     """
     np.empty(_KEPT, dtype=np.uint8)
-    if piece is not None and all(_is_plain(checkpoint) for checkpoint in _checkpoints(plan)):
+    if piece is not None and all(checkpoint.concurrent for checkpoint in plan.checkpoints):
         yield from _read_pieces(plan, wanted, piece, known=known and plan.tolerated is None)
         return
     rows = 1 + len(plan.experts)
     vectors = any(expert.is_task_vector for expert in plan.experts)
-    pool = _Buffers(rows, wide=_is_wide(plan))
+    pool = Buffers(rows, wide=is_wide(plan))
     pending: deque[tuple[Span, Array, list[Future[bool]]]] = deque()
     left = deque(wanted)
     held = 0  # elements waited for or worked on
     with ExitStack() as stack:
-        start = _readers(plan, stack, ahead=ahead)
+        start = readers(plan, stack, ahead=ahead)
         while left or pending:
             while left and (not held or held + rows * left[0].length <= _AHEAD):
                 span = left.popleft()
@@ -117,15 +121,6 @@ def read_blocks(
             pool.give(buffer)
 
 
-def _checkpoints(plan: MergePlan) -> list[Checkpoint]:
-    return [plan.base, *(expert.checkpoint for expert in plan.experts)]
-
-
-def _is_plain(checkpoint: Checkpoint) -> bool:
-    """Whether reading is no work but copying."""
-    return checkpoint.concurrent and not checkpoint.is_hashing
-
-
 def _read_pieces(
     plan: MergePlan, wanted: Sequence[Span], piece: int, *, known: bool
 ) -> Iterator[tuple[Span, Block]]:
@@ -133,9 +128,9 @@ def _read_pieces(
 
     known: whether all values are known to be finite.
     """
-    checkpoints = _checkpoints(plan)
+    checkpoints = plan.checkpoints
     vectors = any(expert.is_task_vector for expert in plan.experts)
-    memory = _Memory(len(checkpoints), piece, wide=_is_wide(plan))
+    memory = _Memory(len(checkpoints), piece, wide=is_wide(plan))
     for number, span in enumerate(wanted):
         for later in wanted[number + _EXPECTED : number + _EXPECTED + 1]:
             for checkpoint in checkpoints:
@@ -150,7 +145,7 @@ def _read_pieces(
                     values.read_to(row, part.start)
             else:
                 for row, checkpoint, values in zip(rows, checkpoints, stored, strict=True):
-                    there = _length_there(checkpoint, part)
+                    there = length_there(checkpoint, part)
                     values.read_to(row[:there], part.start)
                     row[there:] = 0
             state = _State(finite=known or is_finite(buffer), plain=whole and not vectors)
@@ -193,98 +188,8 @@ def _pieces(
         yield part, _block(plan, part, theta_0, thetas, scratch[:, : stop - start], state)
 
 
-class _Buffers:
-    """Memory of blocks that are over, for the next of the same size."""
-
-    def __init__(self, rows: int, *, wide: bool):
-        self._rows = rows
-        self._dtype = np.float64 if wide else np.float32
-        self._free: dict[int, list[Array]] = {}
-        self._scratch: Array | None = None
-
-    def take(self, length: int) -> Array:
-        """One row for the base and one for each expert."""
-        if self._free.get(length):
-            return self._free[length].pop()
-        return np.empty((self._rows, length), dtype=self._dtype)
-
-    def give(self, buffer: Array) -> None:
-        """Take back what is no longer used; what is rarely of use again is freed."""
-        length = buffer.shape[1]
-        if _SMALLEST <= length <= _LARGEST:
-            self._free.setdefault(length, []).append(buffer)
-
-    def scratch(self, length: int) -> Array:
-        """One row for each expert, the same ones each time."""
-        if self._scratch is None:
-            self._scratch = np.empty((self._rows - 1, length), dtype=self._dtype)
-        return self._scratch
-
-
-def _is_wide(plan: MergePlan) -> bool:
-    """Whether to compute in float64, because an input has it."""
-    tables = [plan.base.entries, *(expert.checkpoint.entries for expert in plan.experts)]
-    return any(table[spec.name].dtype == "F64" for table in tables for spec in plan.merged)
-
-
-def _readers(
-    plan: MergePlan, stack: ExitStack, *, ahead: bool
-) -> Callable[[Span, Array], list[Future[bool]]]:
-    """Give what starts to read a span into a buffer; the stack will end its threads.
-
-    A checkpoint is always read by the same thread, so its bytes pass by in order. Those that
-    are computed are read at once, in the caller's thread. Each tells if all it read is finite.
-    """
-    checkpoints = _checkpoints(plan)
-    numbered = list(enumerate(checkpoints))
-    if not ahead or not all(checkpoint.concurrent for checkpoint in checkpoints):
-
-        def read_now(span: Span, buffer: Array) -> list[Future[bool]]:
-            done: Future[bool] = Future()
-            done.set_result(_read_rows(numbered, span, buffer))
-            return [done]
-
-        return read_now
-    count = min(len(checkpoints), _processors())
-    threads = [ThreadPoolExecutor(1, thread_name_prefix="read") for _ in range(count)]
-    for thread in threads:
-        stack.callback(thread.shutdown, cancel_futures=True)
-
-    def read_ahead(span: Span, buffer: Array) -> list[Future[bool]]:
-        return [
-            thread.submit(_read_rows, numbered[number::count], span, buffer)
-            for number, thread in enumerate(threads)
-        ]
-
-    return read_ahead
-
-
-def _read_rows(numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: Array) -> bool:
-    """Fill some rows of a buffer; returns whether all they hold is finite."""
-    finite = True
-    for row, checkpoint in numbered:
-        there = _length_there(checkpoint, span)
-        if there:
-            values = buffer[row][:there]
-            checkpoint.read_to(values, span.spec.name, span.start)
-            finite = finite and is_finite(values)
-    return finite
-
-
 def _lengths_there(plan: MergePlan, span: Span) -> list[int]:
-    return [_length_there(expert.checkpoint, span) for expert in plan.experts]
-
-
-def _length_there(checkpoint: Checkpoint, span: Span) -> int:
-    """How much of a span a checkpoint has: an expert may lack rows of the vocabulary."""
-    return max(0, min(span.stop, checkpoint.entries[span.spec.name].elements) - span.start)
-
-
-def _processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return [length_there(expert.checkpoint, span) for expert in plan.experts]
 
 
 def _block(
@@ -316,7 +221,7 @@ def _block(
 
 def bytes_to_read(plan: MergePlan) -> dict[str, int]:
     """Bytes of each tensor to be merged, in the base and all experts together."""
-    tables = [checkpoint.entries for checkpoint in _checkpoints(plan)]
+    tables = [checkpoint.entries for checkpoint in plan.checkpoints]
     return {spec.name: sum(table[spec.name].nbytes for table in tables) for spec in plan.merged}
 
 

@@ -49,6 +49,11 @@ class MergePlan:
     left_out: tuple[str, ...]  # excluded or integer tensors of experts that the base lacks
     tolerated: Tolerated | None = None  # what is not finite; by default that is an error
 
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """All that is read: the base, then the experts."""
+        return [self.base, *(expert.checkpoint for expert in self.experts)]
+
 
 def expert_from(checkpoint: Checkpoint, head_names: Iterable[str]) -> Expert:
     """Take a checkpoint for an expert; a file written by `task-vector` is one by its recipe."""

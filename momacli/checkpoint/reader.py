@@ -134,11 +134,6 @@ class Checkpoint:
     concurrent = True
     """Whether several checkpoints may be read at once, each in a thread of its own."""
 
-    @property
-    def is_hashing(self) -> bool:
-        """Whether what is read is hashed on the way, which takes longer than all else."""
-        return any(file.is_hashing for file in self.files)
-
     def expect(self, key: str, start: int, stop: int) -> None:
         """Say that elements start to stop of a tensor will be read soon."""
         file, entry = self._where[key]

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from momacli.cli.console import amount, duration, is_follower, is_terminal, plain, say
-from momacli.comparing.events import VARIABLE, Pace, Peak, encode, peak_of_this_process
+from momacli.comparing.events import VARIABLE, Pace, Peak, encode
+from momacli.merging.report import peak_memory
 from momacli.progress import Listener, Notice, Progress, ignore
 
 FIRST, INTERVAL = 1.0, 10.0
@@ -44,7 +45,7 @@ def _events() -> Iterator[Listener]:
     try:
         yield tell
     finally:
-        say(encode(Peak(peak_of_this_process())))
+        say(encode(Peak(peak_memory())))
 
 
 class _Meter:

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from momacli.progress import Notice, Progress
 
@@ -57,18 +56,3 @@ class Pace:
             return False
         self.stage, self.due = event.stage, now + _INTERVAL
         return True
-
-
-def peak_of_this_process() -> int:
-    """Bytes of memory this process has had at most, from its own start; 0 if unknown.
-
-    Not ru_maxrss where Linux tells better: a new process starts out with that of its parent.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    from momacli.merging.report import peak_memory
-
-    return peak_memory()

@@ -14,7 +14,7 @@ from momacli.checkpoint.reader import Checkpoint
 from momacli.errors import UsageError
 from momacli.merging.catalog import find_method, sample_method
 from momacli.merging.sample_record import SampleRecord
-from momacli.methods._catalog import Method
+from momacli.methods._catalog import Method, check_count
 from momacli.models.inputs import Inputs, open_inputs
 from momacli.progress import Listener, ignore
 from momacli.recipes.computed import MergedCheckpoint
@@ -87,6 +87,7 @@ def prepare(
     rules = [replace(rule, options=chosen.check(rule.options)) for rule in rules]
     weighted = weights is not None or any(rule.weights for rule in rules)
     _check_engine_options(chosen, weighted, scope)
+    check_count(chosen, len(named))
     opened = open_inputs(stack, base, named, heads=heads, config=config, listener=listener)
     names = [item.name for item in named]
     table = _weights(weights, names)

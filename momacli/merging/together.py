@@ -68,6 +68,5 @@ class _Found:
 def _input_files(merging: Merging) -> list[TensorFile]:
     """All files that are read, each once, in an order that is always the same."""
     plan = merging.work.plan
-    checkpoints = (plan.base, *(expert.checkpoint for expert in plan.experts))
-    leaves = [leaf for checkpoint in checkpoints for leaf in files_of(checkpoint)]
+    leaves = [leaf for checkpoint in plan.checkpoints for leaf in files_of(checkpoint)]
     return list(dict.fromkeys(file for leaf in leaves for file in leaf.files))

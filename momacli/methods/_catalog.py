@@ -29,6 +29,7 @@ class Method:
     source: str  # first line of the module's docstring
     text: str  # the docstrings, for people
     stored_numbers: int | None = None  # a task's, where it makes a model of one from its mask
+    most: int | None = None  # experts it takes, where not any number
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -66,6 +67,16 @@ class Method:
         }
 
 
+def check_count(method: Method, experts: int) -> None:
+    """Refuse more experts than a method takes. Raises UsageError."""
+    if method.most is not None and experts > method.most:
+        taken = "one expert" if method.most == 1 else f"at most {method.most} experts"
+        raise UsageError(
+            f"{method.name} takes {taken}, found {experts}",
+            hint="multislerp and karcher take any number of experts",
+        )
+
+
 def method_names() -> list[str]:
     """Names of all methods: the files of this folder."""
     files = Path(__file__).parent.glob("*.py")
@@ -101,6 +112,7 @@ def load_method(name: str) -> Method:
         source=lines.split("\n", 1)[0],
         text=f"{lines}\n\n{inspect.getdoc(function)}",
         stored_numbers=getattr(module, "STORED_NUMBERS", None),
+        most=getattr(module, "MAX_EXPERTS", None),
     )
 
 

@@ -118,7 +118,7 @@ class StreamedMerge:
         table = bytes_to_read(self.plan)
         statistics = self.statistics(listener)
         if share is None:
-            for checkpoint in (self.plan.base, *(item.checkpoint for item in self.plan.experts)):
+            for checkpoint in self.plan.checkpoints:
                 checkpoint.start_hash()
         read, total = 0.0, sum(table[spec.name] for spec in wanted)
         for span, part in self._parts(wanted, statistics, suspicion):

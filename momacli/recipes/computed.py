@@ -97,7 +97,7 @@ class MergedCheckpoint(ComputedCheckpoint):
     ):
         """Wrap a merge whose plan has the types to compute in; `specs` has those on disk."""
         plan = work.plan
-        inputs = (plan.base, *(expert.checkpoint for expert in plan.experts))
+        inputs = plan.checkpoints
         super().__init__(name, [leaf for item in inputs for leaf in files_of(item)], description)
         self.tasks = tuple(tasks)
         self.descriptions = descriptions

@@ -69,6 +69,7 @@ def run(bench, monkeypatch, *more: str) -> dict:
     return json.loads(Path("out/text5.json").read_text())
 
 
+@pytest.mark.long
 def test_a_run_compares_every_merge_plain_and_aligned_and_a_second_makes_nothing_again(
     bench, place, monkeypatch, capsys
 ):
