@@ -42,6 +42,10 @@ _CODES = {dtype: code for code, dtype in _NUMPY.items()}
 _OPTIONS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _OPTIONS |= {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_INFINITE = 0x7F80
+"""Bits of an infinite bfloat16 but its sign; those of NaN are above."""
+
 _FEW = 1 << 16
 """Half-precision numbers that NumPy converts sooner than torch is imported."""
 
@@ -104,9 +108,21 @@ def is_finite(values: Array) -> bool:
         with np.errstate(all="ignore"):
             if np.isfinite(flat.dot(flat)):
                 return True
+    if values.dtype == _BFLOAT16:
+        return bool((values.view(np.uint16) & 0x7FFF).max() < _INFINITE)
     if values.dtype.kind == "V":  # ml_dtypes' own: reductions of them are slow
         return bool(np.isfinite(values).all())
     return bool(np.isfinite(values.max()) and np.isfinite(values.min()))
+
+
+def count_changed(values: Array, before: Array) -> int:
+    """How many values differ; both of one type. Zeros are equal whatever their sign."""
+    if values.dtype != _BFLOAT16:
+        return int(np.count_nonzero(values != before))
+    new, old = values.view(np.uint16), before.view(np.uint16)
+    differ = new != old
+    differ &= ((new | old) & 0x7FFF) != 0
+    return int(np.count_nonzero(differ))
 
 
 def as_tensor(values: Array) -> "Tensor":

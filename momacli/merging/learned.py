@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from momacli.checkpoint.arrays import as_array, converted
+from momacli.checkpoint.arrays import as_array, converted, count_changed
 from momacli.checkpoint.blocks import block_size, bytes_to_read, read_blocks, rounded
 from momacli.checkpoint.spans import spans
 from momacli.checkpoint.writer import TensorSpec
@@ -114,7 +112,7 @@ class FoundMerge(OnSamples):
                 suspicion.see(block.theta_0, block.taus, opens=opens)
             found = as_array(self.tensors[spec.name]).reshape(-1)[span.start : span.stop]
             merged = rounded(found, spec)
-            changed = np.count_nonzero(merged != converted(block.theta_0, merged.dtype))
+            changed = count_changed(merged, converted(block.theta_0, merged.dtype))
             yield Part(spec.name, merged, int(changed))
             read += table[spec.name] * span.length / spec.elements
             listener(Progress("writing", round(read), total, "bytes"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from momacli.checkpoint.arrays import Array, as_array, as_tensor, converted
+from momacli.checkpoint.arrays import Array, as_array, as_tensor, converted, count_changed
 from momacli.checkpoint.blocks import (
     Block,
     block_size,
@@ -216,7 +216,7 @@ class StreamedMerge:
             tau = self.method.function(self._given(block.taus.reshape(-1, *shape)), **given)
             flat = (tau if isinstance(tau, np.ndarray) else as_array(tau)).reshape(-1)
             merged = rounded(_add(block, flat), spec)
-        changed = int(np.count_nonzero(merged != converted(block.theta_0, merged.dtype)))
+        changed = count_changed(merged, converted(block.theta_0, merged.dtype))
         if block.aside is not None:
             block.aside.restore(merged)
         return Part(spec.name, merged, changed)
