@@ -67,6 +67,7 @@ def test_two_processes_write_the_folders_of_one(vit_folders: Path, tmp_path: Pat
     assert two == one
 
 
+@pytest.mark.long
 def test_a_mistake_is_said_once_and_nothing_is_left(tmp_path: Path):
     files = models(tmp_path)
     before = set(tmp_path.iterdir())

@@ -175,7 +175,8 @@ class StreamedMerge:
         elementwise = self.method.elementwise
         piece = piece_size(self.plan) if elementwise and not self._is_alone(statistics) else None
         with one_thread() if elementwise and not self.method.takes_arrays else nullcontext():
-            for span, block in read_blocks(self.plan, wanted, piece=piece, known=bool(statistics)):
+            known = any(statistic is not None for statistic in statistics.values())
+            for span, block in read_blocks(self.plan, wanted, piece=piece, known=known):
                 if span.start == 0:
                     given = self._arguments(span.spec.name, statistics.get(span.spec.name))
                 if suspicion is not None:
