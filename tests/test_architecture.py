@@ -10,7 +10,7 @@ import momacli
 
 ROOT = Path(momacli.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-GROUND = {"errors", "progress"}
+GROUND = {"errors", "progress", "signals"}
 
 HOMES = {
     "transformers": {"models"},
@@ -34,7 +34,7 @@ def imported(file: Path) -> Iterator[str]:
 
 
 def layer(module: str) -> int:
-    """How high a module stands: errors and progress 0, nouns 1, verbs 2, the command line 3."""
+    """How high a module stands: the ground 0, nouns 1, verbs 2, the command line 3."""
     parts = module.split(".")[1:]
     if not parts or parts[0] in GROUND or parts[0].startswith("__version"):
         return 0

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from momacli.adaptation.ensemble import Ensemble, Task
 from momacli.adaptation.entropy import mean_entropy
-from momacli.alignment.resume import uninterrupted
 from momacli.data.order import shuffled
 from momacli.errors import DivergenceError
 from momacli.progress import Notice, Progress
+from momacli.signals import uninterrupted
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from momacli.alignment.mask import MaskedEncoder, start_value
 from momacli.alignment.objectives import feature_distance, logit_divergence
-from momacli.alignment.resume import Keeper, uninterrupted
+from momacli.alignment.resume import Keeper
 from momacli.alignment.settings import Settings
 from momacli.alignment.transforms import PenalisedMatrices, RunningSolution, Transforms
 from momacli.data.order import shuffled
@@ -25,6 +25,7 @@ from momacli.features.families import FAMILIES, Moments, moments
 from momacli.features.procrustes import polar_factor
 from momacli.models.interface import Batch, Encoder, Head, Padding
 from momacli.progress import Listener, Notice, Progress, ignore
+from momacli.signals import uninterrupted
 
 _EVALUATION_BATCH = 64
 

@@ -13,11 +13,12 @@ from momacli.alignment.fit import TaskData, check_finite, encode_all
 from momacli.alignment.objectives import answer_divergence
 from momacli.alignment.outcome import CHECKED, Outcome
 from momacli.alignment.report import task_report
-from momacli.alignment.resume import Keeper, uninterrupted
+from momacli.alignment.resume import Keeper
 from momacli.data.order import generator_of
 from momacli.features.adapter import Adapter
 from momacli.models.interface import Encoder, Head
 from momacli.progress import Listener, Notice, Progress
+from momacli.signals import uninterrupted
 
 
 def fit_on_features(

@@ -4,12 +4,9 @@ A state is a safetensors file written whole or not at all; it belongs to one com
 weights, samples and settings, and is not used for any other.
 """
 
-import contextlib
 import hashlib
 import json
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,24 +85,3 @@ def state_key(
         digest.update(str(tuple(values.shape)).encode())
         digest.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM for the length of the block, then let them act."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda number, _frame: arrived.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not None  # else set by other than Python
-    }
-    try:
-        yield
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-    for number in arrived:
-        signal.raise_signal(number)

@@ -7,6 +7,7 @@ import typer
 from momacli.cli.options import Device, Features, ModelConfig, Pooling
 from momacli.cli.reading import (
     LabelColumn,
+    LabeledData,
     MaxLength,
     MaxSamples,
     Sample,
@@ -32,14 +33,7 @@ def evaluate(
             show_default=False,
         ),
     ],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FOLDER|TASK=PATH",
-            help="Labeled samples: images as FOLDER/TASK/CLASS/*, texts as FOLDER/TASK.jsonl or "
-            ".csv with a column of classes, by name or number; repeatable.",
-        ),
-    ],
+    data: LabeledData,
     compare: Annotated[
         list[str] | None,
         typer.Option(metavar="MODEL", help="Another model to show beside; repeatable."),

@@ -8,16 +8,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
 from momacli.errors import MomaError, UsageError
-
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
+from momacli.signals import Stopped, stopped_by_signals
 
 _NO_MEMORY = ("can't allocate memory", "out of memory")
 """How torch's errors, which are plain RuntimeErrors, say it."""
@@ -25,14 +20,6 @@ _NO_MEMORY = ("can't allocate memory", "out of memory")
 
 _WAIT = 10.0
 """Seconds that a process which another speaks for waits; torchrun ends it sooner."""
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asks the run to end; whatever it has begun is cleaned up on the way out."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.number = number
 
 
 def main() -> NoReturn:
@@ -49,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     0 done, 1 failed, 2 wrong usage, 128 + n stopped by signal n (141: nobody reads the output).
     """
     try:
-        with _stopped_by_signals():
+        with stopped_by_signals():
             status = _invoke(arguments)
             sys.stdout.flush()
             return status
@@ -116,29 +103,6 @@ def _explained(error: Exception) -> MomaError | None:
     if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
         return MomaError("not enough memory", hint="close other programs, or use a larger machine")
     return None
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Raise Stopped on the first signal that asks to end; further ones wait for the clean-up.
-
-    A signal that is ignored already, as under nohup, stays so.
-    """
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
-
-    previous = {}
-    for number in _SIGNALS:
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):
-            previous[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _open_standard_streams() -> None:

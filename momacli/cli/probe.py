@@ -7,6 +7,7 @@ import typer
 from momacli.cli.options import Device, Features, Force, ModelConfig, MovedBase, Pooling
 from momacli.cli.reading import (
     LabelColumn,
+    LabeledData,
     MaxLength,
     MaxSamples,
     Sample,
@@ -24,14 +25,7 @@ EPILOG = "Example: moma probe merged/ --data labeled/ -o report/"
 
 
 def probe(
-    data: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FOLDER|TASK=PATH",
-            help="Labeled samples: images as FOLDER/TASK/CLASS/*, texts as FOLDER/TASK.jsonl or "
-            ".csv with a column of classes, by name or number; repeatable.",
-        ),
-    ],
+    data: LabeledData,
     merged: Annotated[
         str | None,
         typer.Argument(

@@ -7,6 +7,15 @@ import typer
 if TYPE_CHECKING:
     from momacli.data.reading import Reading
 
+LabeledData = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="FOLDER|TASK=PATH",
+        help="Labeled samples: images as FOLDER/TASK/CLASS/*, texts as FOLDER/TASK.jsonl or "
+        ".csv with a column of classes, by name or number; repeatable.",
+    ),
+]
 MaxSamples = Annotated[
     int | None,
     typer.Option(metavar="N", help="Use at most N samples of each task, chosen by the seed."),

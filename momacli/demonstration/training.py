@@ -1,12 +1,12 @@
 """Plain supervised training of a classifier on images that are all in memory."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from momacli.data.order import in_rounds
 from momacli.models.device import one_thread
 from momacli.progress import Listener, Progress, ignore
 
@@ -46,7 +46,7 @@ def train(
         same bits on one machine, however many cores it may use.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=_WEIGHT_DECAY)
-    batches = _batches(len(labels), schedule.batch_size, seed)
+    batches = in_rounds(len(labels), schedule.batch_size, torch.Generator().manual_seed(seed))
     model.train()
     with one_thread():
         for step in range(schedule.steps):
@@ -60,12 +60,3 @@ def train(
             optimizer.step()
             listener(Progress(stage, step + 1, schedule.steps, "steps", {"loss": loss.item()}))
     model.eval()
-
-
-def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches of indices, every sample once before any comes twice."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(size, count)
-    while True:
-        order = torch.randperm(count, generator=generator)
-        yield from order[: count - count % size].split(size)

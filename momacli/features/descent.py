@@ -32,8 +32,7 @@ def descend(
 
     Raises DivergenceError if a loss is not finite.
     """
-    fused = all(parameter.is_floating_point() for parameter in parameters)
-    adam = torch.optim.Adam(list(parameters), lr=rate, fused=fused)
+    adam = torch.optim.Adam(list(parameters), lr=rate, fused=True)
     for done, indices in enumerate(islice(in_rounds(count, batch_size, generator), steps), start=1):
         value = loss(indices)
         adam.zero_grad()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from momacli.alignment.fit import TaskData, fit_alignment
-from momacli.alignment.resume import Keeper, state_key, uninterrupted
+from momacli.alignment.resume import Keeper, state_key
 from momacli.alignment.settings import Settings
 from momacli.models.interface import Head
 from momacli.progress import Notice, Progress
@@ -124,18 +124,3 @@ def test_the_key_changes_with_settings_weights_and_features():
     assert key != state_key(asdict(Settings(seed=1)), {"a": "1"}, features)
     assert key != state_key(asdict(Settings()), {"a": "2"}, features)
     assert key != state_key(asdict(Settings()), {"a": "1"}, [torch.zeros(2, 3)])
-
-
-def test_a_signal_waits_for_the_end_of_an_uninterrupted_block():
-    reached = []
-
-    def work():
-        with uninterrupted():
-            signal.raise_signal(signal.SIGINT)
-            reached.append("end")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-
-    assert reached == ["end"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
