@@ -1,5 +1,7 @@
 """What a checkpoint holds and where it comes from, or in what two of them differ."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,36 +77,59 @@ class Info:
 
 
 @dataclass(frozen=True)
+class ModuleDifference:
+    """The tensors of one layer, or of one module outside the layers, that differ."""
+
+    name: str
+    tensors: int  # of the module, in either of the two
+    differences: tuple[Difference, ...]
+
+    @property
+    def changed(self) -> int | None:
+        """Values that are not the same; None where no tensor is in both, in one shape."""
+        counts = [one.changed for one in self.differences if one.changed is not None]
+        return sum(counts) if counts else None
+
+    @property
+    def largest(self) -> Difference | None:
+        """The tensor that moved most, relative to its norm; None where none tells how far."""
+        measured = [one for one in self.differences if one.relative is not None]
+        return max(measured, key=_how_far, default=None)
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """All tensors that differ, and how many do not."""
+    """All tensors that differ, module by module, and how many do not."""
 
     first: Path
     second: Path
     equal: int
-    differences: tuple[Difference, ...]
+    modules: tuple[ModuleDifference, ...]  # in the order of the layers, with differences alone
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """Those of all modules."""
+        return tuple(one for module in self.modules for one in module.differences)
 
 
 def info(path: str | Path) -> Info:
     """Describe a file or folder; reads no tensor. Raises CheckpointError."""
-    from momacli.statistics.geometry import layer_of, natural_order
-
     place = Path(path)
     with MultiTask.open(place) as opened:
         recipe, tasks = opened.recipe, tuple(opened.tasks)
         adapter = next(map(_adapter, filter(is_adapter, opened.checkpoints)), None)
         entries = {name: stored.entry for name, stored in named_tensors(opened).items()}
-    groups: dict[str, list[TensorInfo]] = {}
-    for name, entry in entries.items():
-        found = TensorInfo(name, entry.dtype, tuple(entry.shape), entry.nbytes)
-        groups.setdefault(layer_of(name), []).append(found)
     modules = [
         Module(
             name,
-            tuple(groups[name]),
-            sum(entries[one.name].elements for one in groups[name]),
-            sum(one.nbytes for one in groups[name]),
+            tuple(
+                TensorInfo(key, entries[key].dtype, tuple(entries[key].shape), entries[key].nbytes)
+                for key in keys
+            ),
+            sum(entries[key].elements for key in keys),
+            sum(entries[key].nbytes for key in keys),
         )
-        for name in sorted(groups, key=natural_order)
+        for name, keys in _by_module(entries).items()
     ]
     return Info(
         path=place,
@@ -116,6 +141,16 @@ def info(path: str | Path) -> Info:
         adapter=adapter,
         added=_added(place, recipe),
     )
+
+
+def _by_module(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of tensors by the layer or module they are in, in the order of the layers."""
+    from momacli.statistics.geometry import layer_of, natural_order
+
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(layer_of(name), []).append(name)
+    return {module: groups[module] for module in sorted(groups, key=natural_order)}
 
 
 def _adapter(checkpoint: Checkpoint) -> str:
@@ -180,7 +215,20 @@ def compare(first: str | Path, second: str | Path, *, listener: Listener = ignor
     """
     with MultiTask.open(Path(first)) as one, MultiTask.open(Path(second)) as other:
         a, b = named_tensors(one), named_tensors(other)
-        differences = tuple(find_differences(a, b, listener))
-        return Comparison(
-            Path(first), Path(second), len(a.keys() | b.keys()) - len(differences), differences
-        )
+        found = {difference.name: difference for difference in find_differences(a, b, listener)}
+    modules = [
+        ModuleDifference(name, len(keys), tuple(found[key] for key in keys if key in found))
+        for name, keys in _by_module({**a, **b}).items()
+    ]
+    return Comparison(
+        Path(first),
+        Path(second),
+        len(a.keys() | b.keys()) - len(found),
+        tuple(module for module in modules if module.differences),
+    )
+
+
+def _how_far(difference: Difference) -> float:
+    """|second - first| / |first|, what is no number counting as furthest."""
+    relative = difference.relative or 0.0
+    return math.inf if math.isnan(relative) else relative

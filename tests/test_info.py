@@ -139,6 +139,69 @@ def test_all_that_differs_between_two_is_listed(tmp_path):
     assert found.equal == 1
 
 
+@pytest.fixture
+def moved_layers(tmp_path):
+    """Two files of twelve layers: 0 keeps its values, layer n moves weight by n %, bias by 1 %."""
+    first, second = {}, {}
+    for n in range(12):
+        weight, bias = f"encoder.layer.{n}.weight", f"encoder.layer.{n}.bias"
+        first |= {weight: torch.ones(2, 3), bias: torch.ones(4)}
+        second |= {weight: torch.ones(2, 3) * (1 + n / 100), bias: torch.ones(4)}
+        second[bias] = first[bias] * (1.01 if n else 1)
+    second["head.weight"] = torch.ones(1)
+    for name, tensors in (("a", first), ("b", second)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    return tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+
+
+def test_what_differs_is_told_by_module_in_the_order_of_the_layers(moved_layers):
+    found = compare(*moved_layers)
+
+    assert [module.name for module in found.modules] == [
+        *(f"encoder.layer.{n}" for n in range(1, 12)),
+        "head",
+    ]
+    assert [(module.tensors, module.changed) for module in found.modules[:-1]] == [(2, 10)] * 11
+    assert (found.modules[-1].tensors, found.modules[-1].changed) == (1, None)
+    assert found.equal == 2
+
+
+def test_the_tensor_that_moved_most_stands_for_its_module(moved_layers):
+    layers = compare(*moved_layers).modules[1:-1]
+
+    assert [module.largest.name for module in layers] == [
+        f"encoder.layer.{n}.weight" for n in range(2, 12)
+    ]
+    assert [module.largest.relative for module in layers] == pytest.approx(
+        [n / 100 for n in range(2, 12)], rel=1e-4
+    )
+
+
+def test_a_tensor_that_became_nan_is_the_one_that_moved_most(tmp_path):
+    first = {"layer.0.a": torch.ones(2), "layer.0.b": torch.ones(2)}
+    second = {"layer.0.a": torch.full((2,), torch.nan), "layer.0.b": torch.full((2,), 9.0)}
+    save_file(first, tmp_path / "a.safetensors")
+    save_file(second, tmp_path / "b.safetensors")
+
+    (module,) = compare(tmp_path / "a.safetensors", tmp_path / "b.safetensors").modules
+
+    assert module.largest.name == "layer.0.a"
+
+
+def test_the_command_prints_a_line_a_module_unless_tensors_are_asked_for(moved_layers, capsys):
+    files = [str(path) for path in moved_layers]
+
+    assert run(["info", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert run(["info", *files, "--tensors"]) == 0
+    more = capsys.readouterr().out.splitlines()
+
+    assert lines[1].split() == ["encoder.layer.1", "values", *lines[1].split()[2:]]
+    assert lines[-3].split() == ["head", "only", "in", "the", "second", "1", "of", "1"]
+    assert lines[-1] == "2 tensors are the same, 23 differ"
+    assert len(more) == len(lines) + 23
+
+
 def test_a_zero_and_its_negative_are_not_the_same_bits(tmp_path):
     save_file({"w": torch.zeros(2)}, tmp_path / "a.safetensors")
     save_file({"w": -torch.zeros(2)}, tmp_path / "b.safetensors")
@@ -163,6 +226,8 @@ def test_the_command_prints_what_differs(merged, capsys):
     assert run(["info", base, base]) == 0
     assert capsys.readouterr().out.endswith(" tensors are the same, 0 differ\n")
     assert run(["info", base, str(merged), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["differences"]
+    listed = json.loads(capsys.readouterr().out)["modules"]
+    names = {one["name"] for module in listed for one in module["differences"]}
+    assert names == {one.name for one in compare(base, merged).differences}
     assert run(["info", base, str(merged)]) == 0
     assert "only in the second" in capsys.readouterr().out

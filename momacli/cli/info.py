@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from momacli.checkpoint.differences import Difference
     from momacli.cli.console import Table
-    from momacli.info import Comparison, Info, Module, Origin
+    from momacli.info import Comparison, Info, Module, ModuleDifference, Origin
+
 
 EPILOG = "Example: moma info merged.safetensors"
 
@@ -29,7 +31,8 @@ def info(
 ) -> None:
     """Show modules, types and sizes, and what an output was made of.
 
-    With two checkpoints: the tensors that differ, how many of their values, and by how much.
+    With two checkpoints: the modules that differ, in how many tensors and values, and the tensor
+    of each that moved most, by |second - first| / |first|. --tensors and --json list every tensor.
     """
     from momacli.cli.console import amount, plain, print_json, print_table
     from momacli.info import compare
@@ -43,7 +46,7 @@ def info(
         if as_json:
             print_json(comparison)
         else:
-            _show_comparison(comparison)
+            _show_comparison(comparison, tensors=tensors)
         return
     found = describe(checkpoint)
     if as_json:
@@ -102,21 +105,47 @@ def _tree(origin: "Origin", indent: str = "", mark: str = "") -> Iterator[str]:
         yield from _tree(item, inner, "└─ " if number == len(origin.inputs) else "├─ ")
 
 
-def _show_comparison(comparison: "Comparison") -> None:
+def _show_comparison(comparison: "Comparison", *, tensors: bool) -> None:
     from momacli.cli.console import Table, print_table
 
-    if comparison.differences:
-        rows = [
-            [
-                one.name,
-                one.kind,
-                " / ".join(dict.fromkeys(filter(None, (one.first, one.second)))),
-                "" if one.changed is None else str(one.changed),
-                "" if one.relative is None else f"{one.relative:.3g}",
-            ]
-            for one in comparison.differences
-        ]
-        header = ["tensor", "differs in", "type and shape", "values", "relative norm"]
+    if comparison.modules:
+        rows = []
+        for module in comparison.modules:
+            rows.append(_row_of_module(module))
+            if tensors:
+                rows += [_row_of_tensor(one) for one in module.differences]
+        header = ["module", "differs in", "most in", "tensors", "values", "relative norm"]
         print_table(Table(header, rows, left=3))
         print()
     print(f"{comparison.equal} tensors are the same, {len(comparison.differences)} differ")
+
+
+def _row_of_module(module: "ModuleDifference") -> list[str]:
+    from momacli.cli.console import amount
+
+    largest = module.largest
+    return [
+        module.name,
+        ", ".join(dict.fromkeys(one.kind for one in module.differences)),
+        "" if largest is None else largest.name.removeprefix(f"{module.name}."),
+        f"{len(module.differences)} of {module.tensors}",
+        "" if module.changed is None else amount(module.changed),
+        _relative(largest),
+    ]
+
+
+def _row_of_tensor(one: "Difference") -> list[str]:
+    from momacli.cli.console import amount
+
+    return [
+        f"  {one.name}",
+        one.kind,
+        " / ".join(dict.fromkeys(filter(None, (one.first, one.second)))),
+        "",
+        "" if one.changed is None else amount(one.changed),
+        _relative(one),
+    ]
+
+
+def _relative(one: "Difference | None") -> str:
+    return "" if one is None or one.relative is None else f"{one.relative:.3g}"
