@@ -158,6 +158,8 @@ def _run(
     else:
         network.load_encoder(reader(inputs.first))
         outcome = fit_on_features(network, tasks, job, keeper, inputs.listener)
+    found = {} if outcome.batch_size is None else {"batch_size": outcome.batch_size}
+    settings |= found
     added = {task: one.parameters for task, one in outcome.adapters.items()}
     if added:
         settings["added_parameters"] = max(added.values())
@@ -169,6 +171,7 @@ def _run(
     apart = differences(inputs, {task.task: task for task in tasks}, outcome)
     return replace(
         report,
+        settings={**report.settings, **found},
         tasks={t: replace(one, logit_difference=apart[t]) for t, one in outcome.reports.items()},
         headroom=outcome.headroom,
         masked_share=outcome.masked_share,

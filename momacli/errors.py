@@ -7,7 +7,8 @@
     ├── ModelError           an architecture is unknown, or its parts were not found
     ├── DataError            a data folder does not hold what the task needs
     ├── OutputError          the result cannot be written where it was asked for
-    └── DivergenceError      an optimization produced NaN or infinity
+    ├── DivergenceError      an optimization produced NaN or infinity
+    └── OutOfMemoryError     a device has less memory than the work needs
 
 The command line turns them into a line or two on stderr; a library user catches `MomaError`.
 """
@@ -66,3 +67,7 @@ class OutputError(MomaError):
 
 class DivergenceError(MomaError):
     """An optimization produced NaN or infinity."""
+
+
+class OutOfMemoryError(MomaError):
+    """A device has less memory than the work needs."""

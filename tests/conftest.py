@@ -19,6 +19,8 @@ _CHECKED = (
     "momacli.adaptation",
     "momacli.statistics.fisher",
     "momacli.statistics.grams",
+    "momacli.alignment.descent",
+    "momacli.alignment.encoding",
     "momacli.alignment.fit",  # not .settings, which refuses wrong values in its own words
     "momacli.alignment.mask",
     "momacli.alignment.objectives",

@@ -1,45 +1,26 @@
-"""Find mask and transforms from unlabeled samples; the only loop, whatever is learned.
+"""Find mask and transforms from unlabeled samples: the start, the steps, the best of both."""
 
-Each step is one forward and backward pass of the merged encoder over the samples of all
-tasks together, and a few element-wise passes over its parameters. Fine-tuned encoders are not
-needed here: their features come in ready made.
-"""
-
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momacli.alignment.descent import Descent, State, batch_size_of
+from momacli.alignment.encoding import TaskData, check_finite, encode_all
 from momacli.alignment.mask import MaskedEncoder, start_value
-from momacli.alignment.objectives import feature_distance, logit_divergence
+from momacli.alignment.objectives import Objective, objective_called
 from momacli.alignment.resume import Keeper
-from momacli.alignment.settings import Settings
+from momacli.alignment.settings import LARGEST_BATCH, Settings
 from momacli.alignment.transforms import PenalisedMatrices, RunningSolution, Transforms
-from momacli.data.order import shuffled
-from momacli.errors import DivergenceError
+from momacli.errors import OutOfMemoryError
 from momacli.features.families import FAMILIES, Moments, moments
 from momacli.features.procrustes import polar_factor
-from momacli.models.interface import Batch, Encoder, Head, Padding
-from momacli.progress import Listener, Notice, Progress, ignore
-from momacli.signals import uninterrupted
-
-_EVALUATION_BATCH = 64
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """What one task brings: its samples, what its fine-tuned encoder made of them, its head."""
-
-    task: str
-    count: int
-    batch: Callable[[Tensor], Batch]  # indices [n] -> inputs on the encoder's device
-    finetuned: Float[Tensor, "N d"]
-    head: Head
-    padding: Padding = field(default_factory=Padding)  # the same for all tasks
+from momacli.models.device import needing_memory, release_memory
+from momacli.models.interface import Encoder
+from momacli.progress import Listener, Notice, ignore
 
 
 @dataclass(frozen=True)
@@ -55,6 +36,7 @@ class Fitted:
     features_after: Sequence[Float[Tensor, "N d"]]  # raw; A_t not applied
     masked_share: float
     steps: int
+    batch_size: int | None = None  # of each task a step, where there were steps
 
 
 def fit_alignment(
@@ -76,9 +58,10 @@ def fit_alignment(
     keeper: keeps the state, so that a run that was stopped goes on where it was, with the same
         result; the one who has the result discards it.
 
-    Raises DivergenceError, naming step and task, if a loss is not finite.
+    Raises DivergenceError, naming step and task, if a loss is not finite, and OutOfMemoryError,
+    naming the batch size, if a step does not fit.
     """
-    objective = _objective(settings)
+    objective = objective_called(settings.objective)
     before = encode_all(encoder, tasks, "merged features", listener)
     check_finite(before, tasks)
     family = "orthogonal" if settings.transform == "penalty" else settings.transform
@@ -91,10 +74,16 @@ def fit_alignment(
     if settings.mask == "none":
         return unmasked
 
-    first = start_value(headroom) if settings.start == "merged" else settings.start
-    masked = MaskedEncoder(encoder.parameters, read_base, headroom=headroom, start=first)
-    transforms = _transforms(settings, full)
-    _descend(encoder, masked, transforms, tasks, settings, objective, keeper, listener)
+    masked = _masked(encoder, read_base, settings, headroom)
+    descent = _descended(
+        lambda size: Descent(
+            encoder, masked, _transforms(settings, full), tasks, settings, objective, size
+        ),
+        settings.batch_size,
+        keeper,
+        listener,
+    )
+    transforms = descent.transforms
     masked.release()
     after = encode_all(encoder, tasks, "aligned features", listener)
     matrices = _best_transforms(settings, transforms, after, tasks, objective)
@@ -112,149 +101,51 @@ def fit_alignment(
         after,
         masked.masked_share(),
         settings.steps,
+        descent.batch_size,
     )
 
 
-@torch.no_grad()
-def encode_all(
-    encoder: Encoder, tasks: Sequence[TaskData], stage: str, listener: Listener = ignore
-) -> list[Float[Tensor, "N d"]]:
-    """Return the encoder's features of all samples of each task."""
-    total, done = sum(task.count for task in tasks), 0
-    result = []
-    for task in tasks:
-        parts = []
-        for indices in torch.arange(task.count).split(_EVALUATION_BATCH):
-            parts.append(encoder.features(task.batch(indices)).float())
-            done += len(indices)
-            listener(Progress(stage, done, total, "samples"))
-        result.append(torch.cat(parts))
-    return result
+def _masked(
+    encoder: Encoder, read_base: Callable[[str], Tensor], settings: Settings, headroom: float
+) -> MaskedEncoder:
+    first = start_value(headroom) if settings.start == "merged" else settings.start
+    size = sum(4 * parameter.numel() for parameter in encoder.parameters.values())
+    with needing_memory(
+        f"not enough memory to learn a mask: seven times the encoder's {size / 1e9:.2g} GB",
+        hint="take a device with more memory, or --mask none, which needs no steps",
+    ):
+        return MaskedEncoder(encoder.parameters, read_base, headroom=headroom, start=first)
 
 
-def check_finite(merged: Sequence[Float[Tensor, "N d"]], tasks: Sequence[TaskData]) -> None:
-    """Raise DivergenceError naming whose features of which task are not finite."""
-    for z_m, task in zip(merged, tasks, strict=True):
-        for whose, features in (("merged", z_m), ("fine-tuned", task.finetuned)):
-            if not bool(torch.isfinite(features).all()):
-                raise DivergenceError(
-                    f"the {whose} model's features of task {task.task} are not finite",
-                    hint="look for broken samples in its folder, or NaN in the checkpoints",
-                )
-
-
-def _descend(
-    encoder: Encoder,
-    masked: MaskedEncoder,
-    transforms: Transforms,
-    tasks: Sequence[TaskData],
-    settings: Settings,
-    objective: "_ObjectiveFunction",
+def _descended(
+    make: Callable[[int], Descent],
+    batch_size: int | Literal["auto"],
     keeper: Keeper | None,
     listener: Listener,
-) -> None:
-    done = _resumed(keeper, masked, transforms, listener)
-    orders = [
-        islice(
-            shuffled(one.count, settings.batch_size, seed=settings.seed, task=one.task), done, None
-        )
-        for one in tasks
-    ]
-    try:
-        while done < settings.steps:
-            picked = [next(order) for order in orders]
-            values = _step(
-                encoder, masked, transforms, tasks, picked, settings, objective, done + 1
-            )
-            done += 1
-            listener(Progress("aligning", done, settings.steps, "steps", values))
-            if keeper and keeper.every and done % keeper.every == 0:
-                keeper.save(done, _state(masked, transforms))
-    except KeyboardInterrupt:
-        if keeper:
-            with uninterrupted():
-                keeper.save(masked.steps, _state(masked, transforms))
-            text = f"stopped after step {masked.steps}; the same command goes on from there"
-            listener(Notice(text))
-        raise
-
-
-def _step(
-    encoder: Encoder,
-    masked: MaskedEncoder,
-    transforms: Transforms,
-    tasks: Sequence[TaskData],
-    picked: Sequence[Tensor],
-    settings: Settings,
-    objective: "_ObjectiveFunction",
-    number: int,
-) -> dict[str, float]:
-    """Move mask and transforms by one step on these samples; returns each task's loss."""
-    batches = [task.batch(indices) for task, indices in zip(tasks, picked, strict=True)]
-    features = encoder.features(tasks[0].padding.together(batches)).float()
-    merged = features.split([len(indices) for indices in picked])
-    finetuned = [task.finetuned[indices] for task, indices in zip(tasks, picked, strict=True)]
-    losses = [
-        objective(z_m @ A.mT, z_t, task.head)
-        for z_m, A, z_t, task in zip(merged, transforms.matrices, finetuned, tasks, strict=True)
-    ]
-    (torch.stack(losses).sum() + transforms.penalty()).backward()
-    values = _finite(losses, tasks, number)
-    with uninterrupted():  # half an update would be no state to go on from
-        masked.step(rate=settings.mask_rate, sparsity=settings.sparsity)
-        transforms.observe([z_m.detach() for z_m in merged], finetuned)
-    return values
-
-
-def _state(masked: MaskedEncoder, transforms: Transforms) -> dict[str, Tensor]:
-    parts = {"mask": masked.state(), "transforms": transforms.state()}
-    return {
-        f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()
-    }
-
-
-def _resumed(
-    keeper: Keeper | None, masked: MaskedEncoder, transforms: Transforms, listener: Listener
-) -> int:
-    """Take up a kept state; returns how many steps it has behind it."""
-    kept = keeper.load() if keeper else None
-    if kept is None:
-        return 0
-    step, tensors = kept
-    parts: dict[str, dict[str, Tensor]] = {"mask": {}, "transforms": {}}
-    for name, value in tensors.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = value
-    masked.restore(step, parts["mask"])
-    transforms.restore(step, parts["transforms"])
-    listener(Notice(f"going on after step {step}"))
-    return step
-
-
-def _finite(losses: Sequence[Tensor], tasks: Sequence[TaskData], step: int) -> dict[str, float]:
-    values = torch.stack([loss.detach() for loss in losses]).tolist()
-    named = {task.task: value for task, value in zip(tasks, values, strict=True)}
-    broken = [task for task, value in named.items() if not math.isfinite(value)]
-    if broken:
-        raise DivergenceError(
-            f"step {step}: the loss of {', '.join(broken)} is not finite",
-            hint="lower --mask-rate, or look for broken samples in that task's folder",
-        )
-    return named
-
-
-_ObjectiveFunction = Callable[[Tensor, Tensor, Head], Tensor]
-
-
-def _objective(settings: Settings) -> _ObjectiveFunction:
-    if settings.objective == "logits":
-        return logit_divergence
-    return lambda aligned, finetuned, _head: feature_distance(aligned, finetuned)
+) -> Descent:
+    """Do the steps; from the start with half as many samples where "auto" finds them too many."""
+    kept: State | None = keeper.load() if keeper else None
+    if batch_size != "auto":
+        size = batch_size
+    else:
+        size = LARGEST_BATCH if kept is None else batch_size_of(kept)
+    while True:
+        descent = make(size)
+        try:
+            descent.run(kept, keeper, listener)
+            return descent
+        except OutOfMemoryError as error:
+            if batch_size != "auto" or size == 1:
+                raise
+            listener(Notice(f"{error.message}; starting anew with half as many"))
+        size, kept = size // 2, None
+        descent.masked.restart()
+        release_memory()
 
 
 @torch.no_grad()
 def _objectives(
-    objective: _ObjectiveFunction,
+    objective: Objective,
     merged: Sequence[Tensor],
     matrices: Tensor,
     tasks: Sequence[TaskData],
@@ -279,7 +170,7 @@ def _transforms(settings: Settings, full: Moments) -> Transforms:
         start = eye.expand(full.cross.shape)
         return PenalisedMatrices(start, rate=settings.transform_rate, alpha=settings.alpha)
     return RunningSolution(
-        full,
+        Moments(full.cross.clone(), full.gram.clone()),
         family=settings.transform,
         memory=settings.memory,
         solve_every=settings.solve_every,
@@ -292,7 +183,7 @@ def _best_transforms(
     transforms: Transforms,
     merged: Sequence[Tensor],
     tasks: Sequence[TaskData],
-    objective: _ObjectiveFunction,
+    objective: Objective,
 ) -> Float[Tensor, "T d d"]:
     """A_t as found on the way or solved anew on all samples, whichever does better there."""
     found = transforms.matrices.detach()

@@ -62,7 +62,7 @@ class MaskedEncoder:
     ):
         """Take over the parameters, which now hold the merged model's values."""
         self.headroom = headroom
-        self.steps = 0
+        self._start = start
         self._names = list(parameters)
         self._parameters = [parameters[name] for name in self._names]
         sizes = [parameter.numel() for parameter in self._parameters]
@@ -89,14 +89,20 @@ class MaskedEncoder:
         for parameter, gradient in zip(self._parameters, self._views(self._gradient), strict=True):
             parameter.requires_grad_(True)
             parameter.grad = gradient.view(parameter.shape)
-        self._S = torch.full((total,), start, device=device)
-        self._m = torch.zeros(total, device=device)
-        self._v = torch.zeros(total, device=device)
-        self._write_back()
+        self._S, self._m, self._v = (torch.empty(total, device=device) for _ in range(3))
+        self.restart()
 
     def _views(self, flat: Tensor) -> Iterator[Tensor]:
         for start, stop in zip(self._offsets, self._offsets[1:], strict=False):
             yield flat[start:stop]
+
+    def restart(self) -> None:
+        """Go back to the start, before any step."""
+        self.steps = 0
+        self._S.fill_(self._start)
+        for vector in (self._m, self._v, self._gradient):
+            vector.zero_()
+        self._write_back()
 
     def masks(self) -> dict[str, Tensor]:
         """M = sigma(S), by tensor name, in each tensor's shape."""

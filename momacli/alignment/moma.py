@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from momacli.alignment.fit import Fitted, TaskData, fit_alignment
+from momacli.alignment.encoding import TaskData
+from momacli.alignment.fit import Fitted, fit_alignment
 from momacli.alignment.headroom import find_headroom
 from momacli.alignment.inputs import Inputs
 from momacli.alignment.outcome import CHECKED, Outcome
@@ -78,6 +79,7 @@ def _outcome(tasks: Sequence[TaskData], fitted: Fitted) -> Outcome:
         reports,
         logits,
         fitted.steps,
+        fitted.batch_size,
         transforms={task.task: A for task, A in zip(tasks, fitted.transforms, strict=True)},
         masks=fitted.masks,
         headroom=fitted.headroom,

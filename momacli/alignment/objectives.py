@@ -3,11 +3,23 @@
 Each objective gives one number a task: the mean over that task's samples.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from momacli.models.interface import Head
+
+Objective = Callable[[Tensor, Tensor, Head], Tensor]
+"""Aligned and fine-tuned features [n, d] and the task's head -> one number."""
+
+
+def objective_called(name: str) -> Objective:
+    """Return "logits" or "features", as settings name them."""
+    if name == "logits":
+        return logit_divergence
+    return lambda aligned, finetuned, _head: feature_distance(aligned, finetuned)
 
 
 def feature_distance(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from momacli.alignment.catalog import ADDING, FeatureMethod
-from momacli.alignment.fit import TaskData, check_finite, encode_all
+from momacli.alignment.encoding import TaskData, check_finite, encode_all
 from momacli.alignment.objectives import answer_divergence
 from momacli.alignment.outcome import CHECKED, Outcome
 from momacli.alignment.report import task_report

@@ -19,6 +19,7 @@ class Outcome:
     reports: Mapping[str, TaskReport]
     logits: Mapping[str, Tensor]  # [n, C] of the first samples of each task, n <= CHECKED
     steps: int
+    batch_size: int | None = None  # of each task, where it was found
     transforms: Mapping[str, Tensor] = field(default_factory=dict)  # A_t by task
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)

@@ -8,7 +8,7 @@ import torch
 
 from momacli.alignment.adapted import adapters_beside, answers
 from momacli.alignment.alignment import alignment_of, write_alignment
-from momacli.alignment.fit import TaskData
+from momacli.alignment.encoding import TaskData
 from momacli.alignment.folding import AbsorbReport, record_merged, write_absorbed
 from momacli.alignment.inputs import Inputs
 from momacli.alignment.outcome import CHECKED, Outcome

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from momacli.adapters.checkpoint import AdaptedCheckpoint
-from momacli.alignment.fit import TaskData, encode_all
+from momacli.alignment.encoding import TaskData, encode_all
 from momacli.alignment.inputs import Sources
 from momacli.checkpoint.multitask import TaskModel
 from momacli.checkpoint.plan import Expert

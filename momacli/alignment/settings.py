@@ -9,6 +9,9 @@ Mask = Literal["element", "none"]
 Transform = Literal["orthogonal", "similarity", "scaling", "linear", "penalty"]
 Objective = Literal["logits", "features"]
 
+LARGEST_BATCH = 16
+"""Where a batch size that is found begins: the paper's for vision."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -28,6 +31,8 @@ class Settings:
     start: initial value of S; "merged" starts at the merged model itself,
         headroom * sigma(S) = 1. The paper does not give one; 0 halves tau.
     steps, batch_size: batch_size samples of each task a step; 16 is the paper's for vision.
+        "auto" begins with 16 and takes half as many, from the start, as often as the device
+        has too little memory; what comes out is what that number gives.
     mask_rate: Adam's learning rate for S; 0.1 is the paper's.
     transform_rate: Adam's learning rate for A where it is learned; 1e-3 is the paper's.
     sparsity: weight of sum sigma(S)^2; 5e-9 is the paper's L2 weight.
@@ -40,7 +45,7 @@ class Settings:
     headroom: float | Literal["auto"] = "auto"
     start: float | Literal["merged"] = "merged"
     steps: int = 300
-    batch_size: int = 16
+    batch_size: int | Literal["auto"] = LARGEST_BATCH
     mask_rate: float = 0.1
     transform_rate: float = 1e-3
     sparsity: float = 5e-9
@@ -58,8 +63,11 @@ class Settings:
                     f"{name}: expected {' or '.join(get_args(kind))}, found {getattr(self, name)}"
                 )
         for name in ("steps", "batch_size", "solve_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")
+            value = getattr(self, name)
+            if name == "batch_size" and value == "auto":
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be at least 1, found {value}")
         if self.headroom != "auto" and self.headroom <= 0:
             raise UsageError(f"headroom must be positive, found {self.headroom}")
         if self.start == "merged" and self.headroom != "auto" and self.headroom <= 1:

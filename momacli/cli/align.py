@@ -85,7 +85,12 @@ def align(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples of each task a step; default 16, the paper's.")
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Samples of each task a step; default 16, the paper's. auto: as many of them as "
+            "fit into memory.",
+        ),
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -155,7 +160,7 @@ def align(
         "transform": transform,
         "objective": objective,
         "steps": steps,
-        "batch_size": batch_size,
+        "batch_size": _batch_size(batch_size),
         "mask_rate": mask_rate,
         "headroom": headroom,
         "sparsity": sparsity,
@@ -203,6 +208,16 @@ def align(
         print_json(report)
     else:
         print_path(report.output)
+
+
+def _batch_size(given: str | None) -> int | str | None:
+    """What --batch-size says. Raises UsageError."""
+    if given is None or given == "auto":
+        return given
+    try:
+        return int(given)
+    except ValueError as error:
+        raise UsageError(f"--batch-size: expected a number or auto, found {given}") from error
 
 
 def _settings(

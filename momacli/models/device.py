@@ -1,10 +1,11 @@
-"""What torch computes on: the device of an encoder, and the threads of a processor."""
+"""What torch computes on: the device of an encoder, its memory, and a processor's threads."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from momacli.errors import ModelError, UsageError
+from momacli.errors import ModelError, OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -42,3 +43,31 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def needing_memory(message: str, *, hint: str) -> Iterator[None]:
+    """Raise OutOfMemoryError with this message where torch, or Python, gets no memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_shortage(error):
+            raise
+        raise OutOfMemoryError(message, hint=hint) from None
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether memory was short; on a processor torch says so in a plain RuntimeError."""
+    import torch
+
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def release_memory() -> None:
+    """Give back what nobody holds any more, after work that did not fit."""
+    import torch
+
+    if torch.cuda.is_available():
+        gc.collect()  # frames of a failed step hold its tensors until then
+        torch.cuda.empty_cache()

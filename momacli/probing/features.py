@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from momacli.alignment.fit import TaskData, encode_all
+from momacli.alignment.encoding import TaskData, encode_all
 from momacli.alignment.inputs import Sources
 from momacli.alignment.samples import (
     batches,

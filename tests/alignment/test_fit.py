@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from momacli.alignment.fit import TaskData, fit_alignment
+from momacli.alignment.encoding import TaskData, encode_all
+from momacli.alignment.fit import fit_alignment
+from momacli.alignment.resume import Keeper
 from momacli.alignment.settings import Settings, paper
-from momacli.errors import DivergenceError, UsageError
+from momacli.errors import DivergenceError, OutOfMemoryError, UsageError
 from momacli.features.procrustes import orthogonality_error
 from momacli.models.interface import Head
-from momacli.progress import Progress
+from momacli.progress import Notice, Progress
 
 
 class Network:
@@ -189,8 +191,120 @@ def test_features_that_are_not_finite_are_refused_before_any_step(problem):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"batch_size": 0}, {"headroom": -1.0}, {"headroom": 1.0}, {"mask": "rows"}],
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"batch_size": "all"},
+        {"headroom": -1.0},
+        {"headroom": 1.0},
+        {"mask": "rows"},
+    ],
 )
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(UsageError):
         Settings(**wrong)
+
+
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+
+
+def with_memory_for(encoder, samples, *, error=RuntimeError, message=NO_MEMORY, sizes=None):
+    """Let an encoder have no memory for more samples at a time, as a device would say it."""
+    inner = encoder.features
+
+    def features(batch):
+        if sizes is not None:
+            sizes.append(len(batch["x"]))
+        if len(batch["x"]) > samples:
+            raise error(message)
+        return inner(batch)
+
+    encoder.features = features
+    return encoder
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_a_step_that_does_not_fit_names_the_batch_size_and_the_option(problem, error):
+    encoder, read_base, tasks = problem()
+    with_memory_for(encoder, 20, error=error)
+
+    with pytest.raises(OutOfMemoryError) as caught:
+        fit_alignment(encoder, read_base, tasks, Settings(steps=2), headroom=2.0)
+    assert "--batch-size 16: 32 samples of 2 tasks" in caught.value.message
+    assert "--batch-size 8" in caught.value.hint
+    assert "--batch-size auto" in caught.value.hint
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(problem):
+    encoder, read_base, tasks = problem()
+    with_memory_for(encoder, 20, message="no kernel image is available")
+
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        fit_alignment(encoder, read_base, tasks, Settings(steps=2), headroom=2.0)
+
+
+def test_a_batch_size_that_is_found_gives_what_the_same_number_gives(problem):
+    settings = Settings(steps=6, batch_size="auto")
+    encoder, read_base, tasks = problem()
+    events, sizes = [], []
+    with_memory_for(encoder, 10, sizes=sizes)
+    found = fit_alignment(encoder, read_base, tasks, settings, headroom=2.0, listener=events.append)
+
+    encoder, read_base, tasks = problem()
+    with_memory_for(encoder, 10)  # the passes over all samples, in parts as small
+    named = fit_alignment(encoder, read_base, tasks, replace(settings, batch_size=4), headroom=2.0)
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert found.batch_size == 4
+    assert torch.equal(found.transforms, named.transforms)
+    assert all(torch.equal(mask, named.masks[name]) for name, mask in found.masks.items())
+    assert [size for size in sizes if size in (32, 16)].count(32) == 1 + 2 * 1
+    assert sum("--batch-size" in text for text in notices) == 2
+
+
+def test_a_device_that_cannot_hold_one_sample_is_an_error(problem):
+    encoder, _, tasks = problem()
+
+    with pytest.raises(OutOfMemoryError, match="merged features"):
+        encode_all(with_memory_for(encoder, 0), tasks, "merged features")
+
+
+def test_where_memory_is_short_features_come_in_smaller_parts(problem):
+    encoder, _, tasks = problem()
+    whole = encode_all(encoder, tasks, "all")
+    events, sizes = [], []
+    with_memory_for(encoder, 16, sizes=sizes)
+
+    parts = encode_all(encoder, tasks, "all", events.append)
+
+    assert sizes == [64, 32] + [16] * 8
+    torch.testing.assert_close(parts, whole)
+    assert [e.text for e in events if isinstance(e, Notice)] == [
+        "all: memory is short; 32 samples at a time",
+        "all: memory is short; 16 samples at a time",
+    ]
+
+
+def test_a_run_that_found_its_batch_size_goes_on_with_it(problem, tmp_path):
+    settings = Settings(steps=6, batch_size="auto")
+    keeper = Keeper(tmp_path / "state", "key", every=0)
+
+    def run(listener, sizes=None):
+        encoder, read_base, tasks = problem()
+        with_memory_for(encoder, 20, sizes=sizes)
+        return fit_alignment(
+            encoder, read_base, tasks, settings, headroom=2.0, keeper=keeper, listener=listener
+        )
+
+    def interrupt(event):
+        if isinstance(event, Progress) and event.stage == "aligning" and event.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupt)
+    sizes = []
+    resumed = run(lambda event: None, sizes)
+    keeper.discard()
+
+    assert resumed.batch_size == 8
+    assert torch.equal(resumed.transforms, run(lambda event: None).transforms)
+    assert sizes.count(16) == 8 + 3 + 8  # steps left, between the passes over all samples

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from momacli.alignment.catalog import feature_method, method_names
-from momacli.alignment.fit import TaskData
+from momacli.alignment.encoding import TaskData
 from momacli.alignment.on_features import fit_on_features
 from momacli.alignment.resume import Keeper
 from momacli.errors import DivergenceError

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from momacli.alignment.fit import TaskData, fit_alignment
+from momacli.alignment.encoding import TaskData
+from momacli.alignment.fit import fit_alignment
 from momacli.alignment.resume import Keeper, state_key
 from momacli.alignment.settings import Settings
 from momacli.models.interface import Head

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from momacli.alignment.fit import TaskData, encode_all, fit_alignment
+from momacli.alignment.encoding import TaskData, encode_all
+from momacli.alignment.fit import fit_alignment
 from momacli.alignment.settings import Settings
 from momacli.features.families import FAMILIES, moments
 from momacli.models.interface import Head

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from tiny_models import CLASSES
 
 from momacli.cli.main import run
@@ -51,6 +52,16 @@ def test_the_report_of_align_is_json_with_a_loss_before_and_after_per_task(place
     assert report["settings"]["steps"] == 5
 
 
+def test_a_batch_size_that_was_found_is_recorded_as_a_number(place, capfd):
+    quick = ["--steps", "2", "--batch-size", "auto"]
+    assert run(["align", "--data", "unlabeled", "--json", "-o", "found", *quick]) == 0
+
+    report = json.loads(capfd.readouterr().out)
+    with safe_open("found/alignment.safetensors", "pt") as file:
+        recipe = json.loads(file.metadata()["moma"])
+    assert report["settings"]["batch_size"] == recipe["parameters"]["batch_size"] == 16
+
+
 def test_absorb_prints_its_path_and_that_no_parameter_was_added(place, capfd):
     assert run(["align", "--data", "unlabeled", "-o", "one", *QUICK]) == 0
     capfd.readouterr()
@@ -86,6 +97,7 @@ def test_evaluate_in_json_has_counts_and_intervals(place, capfd):
         (["align", "--data", "unlabeled", "--pooling", "max"], 2, "expected cls, pooler"),
         (["align", "--data", "unlabeled", "--features", "vit.foo"], 2, "has no module vit.foo"),
         (["evaluate", "experts", "--data", "labeled", "--heads", "foo"], 2, "matches no tensor"),
+        (["align", "--data", "unlabeled", "--batch-size", "many"], 2, "a number or auto"),
         (["align"], 2, "--data"),
         (["align", "--data", "nowhere"], 1, "nowhere"),
         (["align", "nowhere", "--data", "unlabeled"], 1, "nowhere"),

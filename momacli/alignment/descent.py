@@ -1,0 +1,153 @@
+"""The steps of an alignment; the only loop, whatever is learned.
+
+Each step is one forward and backward pass of the merged encoder over the samples of all
+tasks together, and a few element-wise passes over its parameters. Fine-tuned encoders are not
+needed here: their features come in ready made.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from momacli.alignment.encoding import TaskData
+from momacli.alignment.mask import MaskedEncoder
+from momacli.alignment.objectives import Objective
+from momacli.alignment.resume import Keeper
+from momacli.alignment.settings import Settings
+from momacli.alignment.transforms import Transforms
+from momacli.data.order import shuffled
+from momacli.errors import DivergenceError
+from momacli.models.device import needing_memory
+from momacli.models.interface import Encoder
+from momacli.progress import Listener, Notice, Progress
+from momacli.signals import uninterrupted
+
+State = tuple[int, Mapping[str, Tensor]]
+"""Steps done, and the tensors to go on from."""
+
+_SIZE = "batch_size"
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What is learned, on which samples, by which measure."""
+
+    encoder: Encoder
+    masked: MaskedEncoder
+    transforms: Transforms
+    tasks: Sequence[TaskData]
+    settings: Settings
+    objective: Objective
+    batch_size: int  # samples of each task a step
+
+    def run(self, kept: State | None, keeper: Keeper | None, listener: Listener) -> None:
+        """Do all steps that a kept state does not have behind it.
+
+        Raises DivergenceError, naming step and task, if a loss is not finite, and
+        OutOfMemoryError, naming the batch size, if a step does not fit.
+        """
+        done = 0 if kept is None else self._take_up(kept, listener)
+        picks = self._picks(done)
+        try:
+            while done < self.settings.steps:
+                values = self._step(next(picks), done + 1)
+                done += 1
+                listener(Progress("aligning", done, self.settings.steps, "steps", values))
+                if keeper and keeper.every and done % keeper.every == 0:
+                    keeper.save(done, self._state())
+        except KeyboardInterrupt:
+            if keeper:
+                with uninterrupted():
+                    keeper.save(self.masked.steps, self._state())
+                text = f"stopped after step {self.masked.steps}"
+                listener(Notice(f"{text}; the same command goes on from there"))
+            raise
+
+    def _picks(self, done: int) -> Iterator[list[Tensor]]:
+        """Each step's samples of each task, without those of the steps done."""
+        orders = [
+            islice(
+                shuffled(one.count, self.batch_size, seed=self.settings.seed, task=one.task),
+                done,
+                None,
+            )
+            for one in self.tasks
+        ]
+        while True:
+            yield [next(order) for order in orders]
+
+    def _step(self, picked: Sequence[Tensor], number: int) -> dict[str, float]:
+        """Move mask and transforms by one step on these samples; returns each task's loss."""
+        pairs = list(zip(self.tasks, picked, strict=True))
+        finetuned = [task.finetuned[indices] for task, indices in pairs]
+        with needing_memory(self._too_large(), hint=self._smaller()):
+            batches = [task.batch(indices) for task, indices in pairs]
+            features = self.encoder.features(self.tasks[0].padding.together(batches)).float()
+            merged = features.split([len(indices) for indices in picked])
+            losses = [
+                self.objective(z_m @ A.mT, z_t, task.head)
+                for z_m, A, z_t, task in zip(
+                    merged, self.transforms.matrices, finetuned, self.tasks, strict=True
+                )
+            ]
+            (torch.stack(losses).sum() + self.transforms.penalty()).backward()
+        values = self._finite(losses, number)
+        with uninterrupted():  # half an update would be no state to go on from
+            self.masked.step(rate=self.settings.mask_rate, sparsity=self.settings.sparsity)
+            self.transforms.observe([z_m.detach() for z_m in merged], finetuned)
+        return values
+
+    def _too_large(self) -> str:
+        samples = sum(min(self.batch_size, task.count) for task in self.tasks)
+        return (
+            f"not enough memory for a step with --batch-size {self.batch_size}: "
+            f"{samples} samples of {len(self.tasks)} tasks at a time"
+        )
+
+    def _smaller(self) -> str:
+        if self.batch_size == 1:
+            return "take a device with more memory, or --mask none, which needs no steps"
+        half = self.batch_size // 2
+        return f"lower it, to --batch-size {half} or so; --batch-size auto finds one that fits"
+
+    def _finite(self, losses: Sequence[Tensor], step: int) -> dict[str, float]:
+        values = torch.stack([loss.detach() for loss in losses]).tolist()
+        named = {task.task: value for task, value in zip(self.tasks, values, strict=True)}
+        broken = [task for task, value in named.items() if not math.isfinite(value)]
+        if broken:
+            raise DivergenceError(
+                f"step {step}: the loss of {', '.join(broken)} is not finite",
+                hint="lower --mask-rate, or look for broken samples in that task's folder",
+            )
+        return named
+
+    def _state(self) -> dict[str, Tensor]:
+        parts = {"mask": self.masked.state(), "transforms": self.transforms.state()}
+        tensors = {
+            f"{part}.{name}": value
+            for part, state in parts.items()
+            for name, value in state.items()
+        }
+        return {_SIZE: torch.tensor([self.batch_size])} | tensors
+
+    def _take_up(self, kept: State, listener: Listener) -> int:
+        """Restore a kept state; returns how many steps it has behind it."""
+        step, tensors = kept
+        parts: dict[str, dict[str, Tensor]] = {"mask": {}, "transforms": {}}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            if part in parts:
+                parts[part][rest] = value
+        self.masked.restore(step, parts["mask"])
+        self.transforms.restore(step, parts["transforms"])
+        listener(Notice(f"going on after step {step}"))
+        return step
+
+
+def batch_size_of(kept: State) -> int:
+    """The batch size that a kept state was reached with."""
+    return int(kept[1][_SIZE])
