@@ -27,6 +27,7 @@ from momacli.checkpoint.nonfinite import SetAside, Tolerated
 from momacli.checkpoint.plan import Expert, MergePlan
 from momacli.checkpoint.reader import iterate_blocks
 from momacli.checkpoint.spans import Span
+from momacli.checkpoint.stored import StoredTensor
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
 
@@ -87,7 +88,8 @@ def read_blocks(
     ahead: whether other threads read while the caller works; not worth it for short spans, nor
         for pieces of files: those are read into the cache, hashed and worked on there, sooner
         than two threads could hand them to each other.
-    known: whether the same spans were read before, and so are finite unless that is tolerated.
+    known: whether nothing has to be found out here of what is not finite, unless that is
+        tolerated: the same spans were read before, or the caller's result will show it.
 
     Raises ConflictError, naming the model and the tensor, where a value is not finite.
     """
@@ -137,19 +139,30 @@ def _read_pieces(
                 checkpoint.expect(later.spec.name, later.start, later.stop)
         stored = [checkpoint.stored(span.spec.name) for checkpoint in checkpoints]
         whole = min(_lengths_there(plan, span)) == span.length
+        plain = whole and not vectors
+        at_once = plain and len(plan.experts) > 1  # a single expert is kept as it is, too
         for start, stop in iterate_blocks(span.length, piece):
             part = Span(span.spec, span.start + start, span.start + stop)
             buffer, rows = memory.of(part.length)
-            if whole:
-                for row, values in zip(rows, stored, strict=True):
-                    values.read_to(row, part.start)
+            if at_once:
+                _read_task_vectors(stored, rows, part.start)
             else:
                 for row, checkpoint, values in zip(rows, checkpoints, stored, strict=True):
                     there = length_there(checkpoint, part)
                     values.read_to(row[:there], part.start)
                     row[there:] = 0
-            state = _State(finite=known or is_finite(buffer), plain=whole and not vectors)
+            state = _State(finite=known or is_finite(buffer), plain=plain, subtracted=at_once)
             yield part, _block(plan, part, buffer[0], buffer[1:], buffer[1:], state)
+
+
+def _read_task_vectors(stored: Sequence[StoredTensor], rows: Sequence[Array], start: int) -> None:
+    """Read the base and the differences to it, each made while its expert is in the cache."""
+    theta_0, *taus = rows
+    stored[0].read_to(theta_0, start)
+    with np.errstate(all="ignore"):  # what is not finite is looked for elsewhere
+        for expert, tau in zip(stored[1:], taus, strict=True):
+            expert.read_to(tau, start)
+            np.subtract(tau, theta_0, out=tau)
 
 
 class _Memory:
@@ -177,6 +190,7 @@ class _State:
 
     finite: bool
     plain: bool  # experts, not task vectors, that have every element
+    subtracted: bool = False  # the base, from each of them
 
 
 def _pieces(
@@ -199,10 +213,10 @@ def _block(
     theta_1 = None
     if len(plan.experts) == 1 and not plan.experts[0].is_task_vector:
         theta_1 = thetas[0].copy()
-    if state.plain:
+    if state.plain and not state.subtracted:
         with np.errstate(all="ignore"):  # what is not finite is looked for below
             np.subtract(thetas, theta_0, out=taus)
-    else:
+    elif not state.plain:
         lengths = _lengths_there(plan, span)
         for tau, theta, expert, there in zip(taus, thetas, plan.experts, lengths, strict=True):
             if expert.is_task_vector:
@@ -213,7 +227,7 @@ def _block(
             tau[there:] = 0
             if theta_1 is not None:
                 theta_1[there:] = theta_0[there:]
-    aside = None if state.finite else _check_finite(plan, span, theta_0, taus)
+    aside = None if state.finite else check_finite(plan, span, theta_0, taus)
     if aside is not None and theta_1 is not None:
         theta_1[aside.where] = 0
     return Block(theta_0, taus, theta_1, aside)
@@ -255,7 +269,11 @@ def read_head(expert: Expert, key: str, tolerated: Tolerated | None = None) -> A
     return values
 
 
-def _check_finite(plan: MergePlan, span: Span, theta_0: Array, taus: Array) -> SetAside | None:
+def check_finite(plan: MergePlan, span: Span, theta_0: Array, taus: Array) -> SetAside | None:
+    """Judge values of the base [n] and task vectors [T, n]; what is tolerated is set aside.
+
+    Raises ConflictError, naming the models, where any is not finite.
+    """
     if is_finite(theta_0) and is_finite(taus):
         return None
     key = span.spec.name

@@ -15,6 +15,7 @@ from momacli.checkpoint.blocks import (
     Block,
     block_size,
     bytes_to_read,
+    check_finite,
     piece_size,
     read_blocks,
     rounded,
@@ -22,6 +23,7 @@ from momacli.checkpoint.blocks import (
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.spans import Span, evenly_spread, spans
 from momacli.checkpoint.writer import TensorSpec
+from momacli.errors import ConflictError
 from momacli.methods._catalog import Method
 from momacli.methods._settings import TensorSettings
 from momacli.models.device import one_thread
@@ -175,7 +177,9 @@ class StreamedMerge:
         elementwise = self.method.elementwise
         piece = piece_size(self.plan) if elementwise and not self._is_alone(statistics) else None
         with one_thread() if elementwise and not self.method.takes_arrays else nullcontext():
-            known = any(statistic is not None for statistic in statistics.values())
+            known = self.method.passes_on or any(
+                statistic is not None for statistic in statistics.values()
+            )
             for span, block in read_blocks(self.plan, wanted, piece=piece, known=known):
                 if span.start == 0:
                     given = self._arguments(span.spec.name, statistics.get(span.spec.name))
@@ -216,11 +220,19 @@ class StreamedMerge:
         with np.errstate(all="ignore"):  # a result that is not finite is an error, not a warning
             tau = self.method.function(self._given(block.taus.reshape(-1, *shape)), **given)
             flat = (tau if isinstance(tau, np.ndarray) else as_array(tau)).reshape(-1)
-            merged = rounded(_add(block, flat), spec)
+            merged = self._rounded(_add(block, flat), span, block)
         changed = count_changed(merged, converted(block.theta_0, merged.dtype))
         if block.aside is not None:
             block.aside.restore(merged)
         return Part(spec.name, merged, changed)
+
+    def _rounded(self, values: Array, span: Span, block: Block) -> Array:
+        """Round to the type written; what is not finite may come from an input."""
+        try:
+            return rounded(values, span.spec)
+        except ConflictError:
+            check_finite(self.plan, span, block.theta_0, block.taus)
+            raise
 
     def _given(self, values: Array) -> "Array | Tensor":
         """Values as the method takes them."""

@@ -10,6 +10,7 @@ from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
 
 ELEMENTWISE = True
+PASSES_ON_NONFINITE = True
 
 
 @on_entries

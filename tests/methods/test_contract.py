@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -94,6 +95,22 @@ def test_the_result_is_finite_float32_of_the_tensors_shape(
         assert merged.dtype == torch.float32
         assert merged.shape == shape
         assert merged.isfinite().all()
+
+
+@every_method(lambda module: getattr(module, "PASSES_ON_NONFINITE", False))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_no_option_hides_a_value_that_is_not_finite_where_a_method_says_so(
+    module: ModuleType, value: float, lam: float
+) -> None:
+    taus = random_taus(3, (7,))
+    taus[1, 4] = value
+
+    for weights in (None, torch.tensor([1.0, 0.0, 1.0])):
+        with np.errstate(invalid="ignore"):  # as the engine does
+            merged = merge(module, taus, weights=weights, lam=lam)
+
+        assert merged.isfinite().tolist() == [True] * 4 + [False] + [True] * 2
 
 
 @every_method()
