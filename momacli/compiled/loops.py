@@ -169,6 +169,22 @@ def draw_uniform(key: np.uint64, position: int, numbers: Array) -> None:
 
 
 @_compiled
+def adam(
+    values: Array, mean: Array, square: Array, gradient: Array, rate: float, epsilon: float
+) -> None:
+    """Move values by one step of Adam (Kingma and Ba 2015) and renew both moments, all [n].
+
+    rate, epsilon: with what the moments' bias asks for in them.
+    """
+    kind = values.dtype.type
+    new_mean, new_square, step, floor = kind(0.1), kind(0.001), kind(rate), kind(epsilon)
+    for i in range(values.shape[0]):
+        mean[i] += new_mean * (gradient[i] - mean[i])
+        square[i] += new_square * (gradient[i] * gradient[i] - square[i])
+        values[i] -= step * mean[i] / (np.sqrt(square[i]) + floor)
+
+
+@_compiled
 def _uniform(key: np.uint64, counter: np.uint64) -> np.float32:
     """A number from [0, 1), a multiple of 2^-24."""
     drawn = _split_mix(key, counter) >> np.uint64(40)

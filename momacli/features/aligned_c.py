@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from momacli.features.descent import descend
+from momacli.features.descent import Pace, descend
 from momacli.models.interface import Head
 
 
@@ -39,31 +39,39 @@ def aligned_c(
         trained, so that its rows are of length one.
     """
     scale = float(head.weight.norm(dim=1).mean()) if head.before is not None else 1.0
-    rows = (head.weight / scale).requires_grad_(True)
-    bias = None if head.bias is None else head.bias.clone().requires_grad_(True)
+    rows = (head.weight / scale).mT.contiguous()  # [d, k], which multiplies faster
+    bias = torch.zeros_like(head.weight[:, 0]) if head.bias is None else head.bias.clone()
     with torch.no_grad():
         answers = torch.log_softmax(head(finetuned), dim=1)
+        features = merged if head.before is None else head.before(merged)
 
-    def loss(indices: Tensor) -> Tensor:
-        logits = replace(head, weight=scale * rows, bias=bias)(merged[indices])
-        found = torch.log_softmax(logits, dim=1)
-        divergence: Tensor = torch.nn.functional.kl_div(
-            found, answers[indices], reduction="batchmean", log_target=True
-        )
-        return divergence
+    def differentiate(indices: Tensor) -> tuple[Tensor, list[Tensor]]:
+        z = features[indices]
+        hidden = torch.addmm(bias, z, rows, alpha=scale)
+        loss, by_hidden = _divergence(hidden, head.rest, answers[indices])
+        slopes = [(z.mT @ by_hidden).mul_(scale), by_hidden.sum(dim=0)]
+        return loss, slopes[: len(learned)]
 
-    descend(
-        [rows] if bias is None else [rows, bias],
-        loss,
-        count=len(merged),
-        steps=steps,
-        batch_size=batch_size,
-        rate=rate,
-        generator=generator,
-        on_step=on_step,
-    )
-    return replace(
-        head,
-        weight=(scale * rows).detach(),
-        bias=None if bias is None else bias.detach(),
-    )
+    learned = [rows] if head.bias is None else [rows, bias]
+    pace = Pace(steps, batch_size, rate)
+    descend(learned, differentiate, len(merged), pace, generator, on_step)
+    weight = rows.mT.mul(scale).contiguous()
+    return replace(head, weight=weight, bias=None if head.bias is None else bias)
+
+
+def _divergence(
+    hidden: Float[Tensor, "n k"],
+    rest: Callable[[Tensor], Tensor] | None,
+    answers: Float[Tensor, "n C"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
+    """Return the mean KL(exp(answers) || softmax(rest(hidden))), and its gradient by hidden."""
+    if rest is not None:
+        hidden.requires_grad_(True)
+    logits = hidden if rest is None else rest(hidden)
+    found, wanted = torch.log_softmax(logits.detach(), dim=1), answers.exp()
+    loss = (wanted * (answers - found)).sum() / len(answers)
+    by_logits = (found.exp() - wanted) / len(answers)
+    if rest is None:
+        return loss, by_logits
+    (by_hidden,) = torch.autograd.grad(logits, hidden, by_logits)
+    return loss, by_hidden

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.adapter import Adapter, new_down
-from momacli.features.descent import descend
+from momacli.features.descent import Pace, descend
 
 
 def probsurgery(
@@ -40,30 +40,28 @@ def probsurgery(
     batch_size: samples of a step; 16 is the paper's.
     rate: Adam's learning rate; 1e-3 is the paper's.
     """
-    down = new_down(rank, merged, generator).requires_grad_(True)
-    mean = merged.new_zeros(merged.shape[1], rank).requires_grad_(True)
-    spread = merged.new_zeros(merged.shape[1], rank).requires_grad_(True)
+    down = new_down(rank, merged, generator).mT.contiguous()  # [d, r], which multiplies faster
+    mean = merged.new_zeros(merged.shape[1], rank)
+    spread = torch.zeros_like(mean)
+    wanted = merged - finetuned
 
-    def loss(indices: Tensor) -> Tensor:
-        z_m, z_t = merged[indices], finetuned[indices]
-        hidden = torch.relu(z_m @ down.mT)
+    def differentiate(indices: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        z = merged[indices]
+        hidden = torch.relu(z @ down)
         mu, log_variance = hidden @ mean.mT, hidden @ spread.mT
-        epsilon = torch.randn(z_m.shape, generator=generator).to(z_m.device)
-        zeta = mu + epsilon * (log_variance / 2).exp()
-        distance = torch.nn.functional.l1_loss(z_m - zeta, z_t)
-        return distance + weight * normal_divergence(mu, log_variance)
+        sigma = (log_variance / 2).exp_()
+        noise = torch.randn(z.shape, generator=generator).to(z.device).mul_(sigma)
+        rest = (wanted[indices] - mu).sub_(noise)  # z_m - zeta - z_t
+        loss = rest.abs().mean() + weight * normal_divergence(mu, log_variance)
+        by_zeta, share = rest.sign_().div_(-rest.numel()), weight / len(z)
+        by_mu = torch.add(by_zeta, mu, alpha=share)
+        by_log_variance = noise.mul_(by_zeta).add_(sigma.square_().sub_(1), alpha=share).div_(2)
+        by_hidden = (by_mu @ mean).addmm_(by_log_variance, spread).mul_(hidden > 0)
+        return loss, (z.mT @ by_hidden, by_mu.mT @ hidden, by_log_variance.mT @ hidden)
 
-    descend(
-        [down, mean, spread],
-        loss,
-        count=len(merged),
-        steps=steps,
-        batch_size=batch_size,
-        rate=rate,
-        generator=generator,
-        on_step=on_step,
-    )
-    return Adapter(down.detach(), mean.detach())
+    pace = Pace(steps, batch_size, rate)
+    descend([down, mean, spread], differentiate, len(merged), pace, generator, on_step)
+    return Adapter(down.mT.contiguous(), mean)
 
 
 def normal_divergence(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.adapter import Adapter, new_down
-from momacli.features.descent import descend
+from momacli.features.descent import Pace, descend
 
 
 def surgery(
@@ -36,21 +36,18 @@ def surgery(
     batch_size: samples of a step; 16 is the paper's.
     rate: Adam's learning rate; 1e-3 is the paper's.
     """
-    down = new_down(rank, merged, generator).requires_grad_(True)
-    up = merged.new_zeros(merged.shape[1], rank).requires_grad_(True)
+    down = new_down(rank, merged, generator).mT.contiguous()  # [d, r], which multiplies faster
+    up = merged.new_zeros(merged.shape[1], rank)
+    wanted = merged - finetuned
 
-    def loss(indices: Tensor) -> Tensor:
-        mended = Adapter(down, up)(merged[indices])
-        return torch.nn.functional.l1_loss(mended, finetuned[indices])
+    def differentiate(indices: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        z = merged[indices]
+        hidden = torch.relu(z @ down)
+        rest = torch.addmm(wanted[indices], hidden, up.mT, alpha=-1)  # z' - z_t
+        by_taken = rest.sign() / -rest.numel()  # what is taken from z
+        by_hidden = (by_taken @ up) * (hidden > 0)
+        return rest.abs().mean(), (z.mT @ by_hidden, by_taken.mT @ hidden)
 
-    descend(
-        [down, up],
-        loss,
-        count=len(merged),
-        steps=steps,
-        batch_size=batch_size,
-        rate=rate,
-        generator=generator,
-        on_step=on_step,
-    )
-    return Adapter(down.detach(), up.detach())
+    pace = Pace(steps, batch_size, rate)
+    descend([down, up], differentiate, len(merged), pace, generator, on_step)
+    return Adapter(down.mT.contiguous(), up)

@@ -65,7 +65,7 @@ def _fit(name: str, given: Sequence[tuple[Tensor, Tensor, Head]]) -> None:
 
 
 def _warm(first: tuple[Tensor, Tensor, Head]) -> None:
-    """The first optimizer of a process imports what others need not."""
+    """The first step of a process loads, or even compiles, what the others need not."""
     function = feature_method("surgery", {}).function
     function(first[0], first[1], steps=2, generator=torch.Generator())
 
