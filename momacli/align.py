@@ -175,6 +175,7 @@ def _run(
         tasks={t: replace(one, logit_difference=apart[t]) for t, one in outcome.reports.items()},
         headroom=outcome.headroom,
         masked_share=outcome.masked_share,
+        samples_per_second=outcome.samples_per_second,
         steps=outcome.steps,
         parameters=absorbed.parameters_after,
         added=added,

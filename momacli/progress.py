@@ -13,6 +13,7 @@ class Progress:
     total: int
     unit: str  # of done and total: "bytes", "steps", "images"
     values: Mapping[str, float] = field(default_factory=dict)  # such as the loss of each task
+    samples: int = 0  # that went by in this stage and run, where that is not `done` itself
 
 
 @dataclass(frozen=True)

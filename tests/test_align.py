@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -219,8 +220,8 @@ def test_task_vectors_stand_for_their_experts(merged):
         torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-3)
 
 
-def test_the_recipe_of_an_alignment_names_every_input_with_its_digest(merged):
-    align(data="unlabeled", settings=QUICK)
+def test_an_alignment_records_every_input_with_its_digest_and_what_it_achieved(merged):
+    report = align(data="unlabeled", settings=QUICK)
     from safetensors import safe_open
 
     with safe_open("aligned/cats/model-00001-of-00002.safetensors", "pt") as file:
@@ -230,6 +231,13 @@ def test_the_recipe_of_an_alignment_names_every_input_with_its_digest(merged):
     assert recipe["command"] == "align"
     assert recipe["parameters"]["steps"] == QUICK.steps
     assert recipe["parameters"]["merge"]["method"] == "task-arithmetic"
+    with safe_open("aligned/alignment.safetensors", "pt") as file:
+        measures = json.loads(file.metadata()["alignment"])["measures"]
+    assert measures["steps"] == report.steps
+    assert measures["masked_share"] == report.masked_share
+    for task, one in report.tasks.items():
+        reached = {key: v for key, v in asdict(one).items() if key != "logit_difference"}
+        assert measures["tasks"][task] == reached
     cats = next(item for item in recipe["inputs"] if item["name"] == "cats")
     assert cats["path"] == "experts/cats"
     assert cats["files"] == {"model.safetensors": expected}

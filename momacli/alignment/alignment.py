@@ -6,7 +6,8 @@ In memory, or in a file of float32 tensors:
     transform.<task>             A_t [d, d]
     head.<part>.<task>           weight [k, d] and bias [k] that take the place of the head's
     adapter.<part>.<task>        down [r, d] and up [d, r]: what is not folded but added
-The file's metadata holds the recipe, the headroom h and the layer that absorbs A_t.
+The file's metadata holds the recipe, the headroom h, the layer that absorbs A_t and what the
+alignment achieved.
 """
 
 import json
@@ -42,6 +43,7 @@ class Alignment:
     place: Path  # where it is or will be; the recipe's paths are relative to its folder
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # weight, bias
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    measures: Mapping[str, object] = field(default_factory=dict)  # of what it achieved, for JSON
     checkpoint: Checkpoint | None = None  # its file, open, where there is one already
 
     def sha256(self) -> str:
@@ -61,6 +63,7 @@ def alignment_of(
     place: Path,
     heads: Mapping[str, Mapping[str, Tensor]] | None = None,
     adapters: Mapping[str, Adapter] | None = None,
+    measures: Mapping[str, object] | None = None,
 ) -> Alignment:
     """Return an alignment whose masks are in memory."""
 
@@ -81,6 +84,7 @@ def alignment_of(
             for task, parts in (heads or {}).items()
         },
         {task: adapter.to("cpu") for task, adapter in (adapters or {}).items()},
+        measures or {},
     )
 
 
@@ -112,6 +116,7 @@ def open_alignment(path: Path) -> Iterator[Alignment]:
             path,
             _by_task(checkpoint, named[_HEAD]),
             _read_adapters(checkpoint, named[_ADAPTER]),
+            content.get("measures", {}),
             checkpoint,
         )
 
@@ -155,7 +160,9 @@ def write_alignment(path: Path, alignment: Alignment, masks: Mapping[str, Tensor
     for task, adapter in alignment.adapters.items():
         tensors |= {f"{_ADAPTER}down.{task}": adapter.down, f"{_ADAPTER}up.{task}": adapter.up}
     specs = [TensorSpec(name, "F32", tuple(value.shape)) for name, value in tensors.items()]
-    content = {"headroom": alignment.headroom, "layer": alignment.layer}
+    content: dict[str, object] = {"headroom": alignment.headroom, "layer": alignment.layer}
+    if alignment.measures:
+        content["measures"] = dict(alignment.measures)
     metadata = {
         "format": "pt",
         KEY: alignment.recipe.encode(),

@@ -31,6 +31,11 @@ State = tuple[int, Mapping[str, Tensor]]
 
 _SIZE = "batch_size"
 
+MASKED = "masked share"
+"""Among the values of progress, beside the tasks' losses."""
+
+_COUNTED = 10  # steps after which the masked share is counted anew: a pass over S
+
 
 @dataclass(frozen=True)
 class Descent:
@@ -44,19 +49,24 @@ class Descent:
     objective: Objective
     batch_size: int  # samples of each task a step
 
-    def run(self, kept: State | None, keeper: Keeper | None, listener: Listener) -> None:
-        """Do all steps that a kept state does not have behind it.
+    def run(self, kept: State | None, keeper: Keeper | None, listener: Listener) -> int:
+        """Do all steps that a kept state does not have behind it; returns the samples they took.
 
         Raises DivergenceError, naming step and task, if a loss is not finite, and
         OutOfMemoryError, naming the batch size, if a step does not fit.
         """
-        done = 0 if kept is None else self._take_up(kept, listener)
+        done = first = 0 if kept is None else self._take_up(kept, listener)
         picks = self._picks(done)
+        share = self.masked.masked_share()
         try:
             while done < self.settings.steps:
                 values = self._step(next(picks), done + 1)
                 done += 1
-                listener(Progress("aligning", done, self.settings.steps, "steps", values))
+                if done % _COUNTED == 0:
+                    share = self.masked.masked_share()
+                values |= {MASKED: share}
+                seen = (done - first) * self.samples
+                listener(Progress("aligning", done, self.settings.steps, "steps", values, seen))
                 if keeper and keeper.every and done % keeper.every == 0:
                     keeper.save(done, self._state())
         except KeyboardInterrupt:
@@ -66,6 +76,7 @@ class Descent:
                 text = f"stopped after step {self.masked.steps}"
                 listener(Notice(f"{text}; the same command goes on from there"))
             raise
+        return (done - first) * self.samples
 
     def _picks(self, done: int) -> Iterator[list[Tensor]]:
         """Each step's samples of each task, without those of the steps done."""
@@ -101,11 +112,15 @@ class Descent:
             self.transforms.observe([z_m.detach() for z_m in merged], finetuned)
         return values
 
+    @property
+    def samples(self) -> int:
+        """How many a step takes, of all tasks together."""
+        return sum(min(self.batch_size, task.count) for task in self.tasks)
+
     def _too_large(self) -> str:
-        samples = sum(min(self.batch_size, task.count) for task in self.tasks)
         return (
             f"not enough memory for a step with --batch-size {self.batch_size}: "
-            f"{samples} samples of {len(self.tasks)} tasks at a time"
+            f"{self.samples} samples of {len(self.tasks)} tasks at a time"
         )
 
     def _smaller(self) -> str:

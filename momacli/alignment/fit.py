@@ -1,5 +1,6 @@
 """Find mask and transforms from unlabeled samples: the start, the steps, the best of both."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +38,7 @@ class Fitted:
     masked_share: float
     steps: int
     batch_size: int | None = None  # of each task a step, where there were steps
+    samples_per_second: float = 0.0  # of all tasks together, in the steps
 
 
 def fit_alignment(
@@ -75,7 +77,7 @@ def fit_alignment(
         return unmasked
 
     masked = _masked(encoder, read_base, settings, headroom)
-    descent = _descended(
+    descent, rate = _descended(
         lambda size: Descent(
             encoder, masked, _transforms(settings, full), tasks, settings, objective, size
         ),
@@ -102,6 +104,7 @@ def fit_alignment(
         masked.masked_share(),
         settings.steps,
         descent.batch_size,
+        rate,
     )
 
 
@@ -122,8 +125,11 @@ def _descended(
     batch_size: int | Literal["auto"],
     keeper: Keeper | None,
     listener: Listener,
-) -> Descent:
-    """Do the steps; from the start with half as many samples where "auto" finds them too many."""
+) -> tuple[Descent, float]:
+    """Do the steps, from the start with half as many samples where "auto" finds them too many.
+
+    Returns how it went, and the samples a second.
+    """
     kept: State | None = keeper.load() if keeper else None
     if batch_size != "auto":
         size = batch_size
@@ -131,9 +137,10 @@ def _descended(
         size = LARGEST_BATCH if kept is None else batch_size_of(kept)
     while True:
         descent = make(size)
+        started = time.monotonic()
         try:
-            descent.run(kept, keeper, listener)
-            return descent
+            samples = descent.run(kept, keeper, listener)
+            return descent, samples / max(1e-9, time.monotonic() - started)
         except OutOfMemoryError as error:
             if batch_size != "auto" or size == 1:
                 raise

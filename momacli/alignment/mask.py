@@ -155,4 +155,8 @@ class MaskedEncoder:
 
     def masked_share(self) -> float:
         """Share of parameters whose effective factor h sigma(S) is below one half."""
-        return float((self.headroom * torch.sigmoid(self._S) < 0.5).double().mean())
+        least = 0.5 / self.headroom
+        if least >= 1:
+            return 1.0
+        threshold = math.log(least / (1 - least))
+        return float(torch.count_nonzero(self._S.lt(threshold))) / self._S.numel()

@@ -84,4 +84,5 @@ def _outcome(tasks: Sequence[TaskData], fitted: Fitted) -> Outcome:
         masks=fitted.masks,
         headroom=fitted.headroom,
         masked_share=fitted.masked_share,
+        samples_per_second=fitted.samples_per_second,
     )

@@ -25,4 +25,5 @@ class Outcome:
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     headroom: float = 1.0
+    samples_per_second: float = 0.0
     masked_share: float = 0.0

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -60,6 +61,7 @@ def write_aligned(inputs: Inputs, outcome: Outcome, recipe: Recipe, layer: str) 
         place=inputs.alignment,
         heads=outcome.heads,
         adapters=outcome.adapters,
+        measures=_achieved(outcome),
     )
     digests: list[str] = []
 
@@ -80,6 +82,14 @@ def write_aligned(inputs: Inputs, outcome: Outcome, recipe: Recipe, layer: str) 
     with staged_file(inputs.alignment) as staged:
         write(staged)
         return write_absorbed(*arguments, digest=digests.pop, listener=inputs.listener)
+
+
+def _achieved(outcome: Outcome) -> dict[str, object]:
+    """What the alignment's file tells; no time, for the same command gives the same bytes."""
+    tasks = {task: asdict(one) for task, one in outcome.reports.items()}
+    for one in tasks.values():
+        del one["logit_difference"]  # not known before the model is written
+    return {"steps": outcome.steps, "masked_share": outcome.masked_share, "tasks": tasks}
 
 
 def _measures(report: TaskReport) -> dict[str, float]:

@@ -41,6 +41,7 @@ class AlignReport:
     dry_run: bool = False
     method: str = "moma"
     objective: str = "logits"
+    samples_per_second: float = 0.0  # of all tasks together, in the steps of the mask
     added: Mapping[str, int] = field(default_factory=dict)  # parameters, by task; none: empty
 
 

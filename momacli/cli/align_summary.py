@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 def summary_lines(report: "AlignReport") -> list[str]:
     """What an alignment did, for people."""
     from momacli.alignment.catalog import MOMA
-    from momacli.cli.console import aligned, duration, names
+    from momacli.cli.console import aligned, amount, duration, names
 
     learned = _learned(report)
     if report.dry_run:
@@ -24,7 +24,8 @@ def summary_lines(report: "AlignReport") -> list[str]:
     lines = [f"aligned {len(report.tasks)} tasks: {learned} on {report.device}"]
     if report.masked_share or (report.method == MOMA and report.steps):
         lines.append(
-            f"  mask     {report.steps} steps, headroom {report.headroom:.3g}, "
+            f"  mask     {report.steps} steps, {amount(report.samples_per_second, 'samples')}/s, "
+            f"headroom {report.headroom:.3g}, "
             f"{report.masked_share:.1%} of the multi-task vector below half"
         )
     lines += [f"  {line}" for line in aligned(_table(report))]

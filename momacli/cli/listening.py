@@ -54,12 +54,15 @@ class _Meter:
     def __init__(self) -> None:
         self.stage = ""
         self.started = 0.0
+        self.first = 0  # done when the stage was entered: a run that goes on begins further on
+        self.seen = 0  # samples, likewise
 
     def enter(self, event: Progress) -> bool:
         """Whether the event begins another stage."""
         if event.stage == self.stage:
             return False
         self.stage, self.started = event.stage, time.monotonic()
+        self.first, self.seen = event.done, event.samples
         return True
 
     def text(self, event: Progress) -> str:
@@ -69,9 +72,13 @@ class _Meter:
         else:
             words = [f"{event.done} of {event.total} {event.unit}"]
         elapsed = time.monotonic() - self.started
-        if event.done and elapsed > 0.5:
-            rate = event.done / elapsed
-            words.append(f"{amount(rate, event.unit)}/s")
+        if event.done > self.first and elapsed > 0.5:
+            rate = (event.done - self.first) / elapsed
+            words.append(
+                f"{amount(rate, event.unit)}/s" if rate >= 1 else f"{duration(1 / rate)} each"
+            )
+            if event.samples:
+                words.append(f"{amount((event.samples - self.seen) / elapsed, 'samples')}/s")
             if event.done < event.total:
                 words.append(f"{duration((event.total - event.done) / rate)} left")
         words += [f"{plain(name)} {value:.4g}" for name, value in event.values.items()]

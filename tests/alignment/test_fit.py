@@ -75,6 +75,8 @@ def test_mask_and_transforms_together_fit_better_than_transforms_alone(problem, 
 
     assert fitted.objective_after.sum() < 0.8 * alone.objective_after.sum()
     assert orthogonality_error(fitted.transforms).max() < 1e-5
+    factors = torch.cat([2.0 * mask.flatten() for mask in fitted.masks.values()])
+    assert fitted.masked_share == pytest.approx(float((factors < 0.5).double().mean()))
     assert 0 < fitted.masked_share < 1
 
 
@@ -157,13 +159,18 @@ def test_every_sample_is_seen_once_before_any_comes_twice(problem):
     assert sorted(seen[64 : 64 + 64]) == list(range(64))  # after the pass for the start
 
 
-def test_progress_carries_the_loss_of_each_task(problem):
+def test_progress_carries_the_loss_of_each_task_the_masked_share_and_the_samples(problem):
     events = []
-    fit_alignment(*problem(), Settings(steps=3), headroom=2.0, listener=events.append)
+    settings = Settings(steps=20, batch_size=5)
+    fitted = fit_alignment(*problem(), settings, headroom=2.0, listener=events.append)
 
     steps = [e for e in events if isinstance(e, Progress) and e.stage == "aligning"]
-    assert [event.done for event in steps] == [1, 2, 3]
-    assert all(set(event.values) == {"task0", "task1"} for event in steps)
+    assert [event.done for event in steps] == list(range(1, 21))
+    assert [event.samples for event in steps] == [10 * done for done in range(1, 21)]
+    assert all(set(event.values) == {"task0", "task1", "masked share"} for event in steps)
+    assert steps[0].values["masked share"] == 0  # it starts at the merged model
+    assert steps[-1].values["masked share"] == fitted.masked_share
+    assert fitted.samples_per_second > 0
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_task(problem):

@@ -103,6 +103,19 @@ def test_off_a_terminal_there_is_a_line_every_ten_seconds_and_a_last_one(clock, 
     ]
 
 
+def test_the_rate_of_a_run_that_goes_on_counts_its_own_steps_and_samples(clock, capsys):
+    with listening() as listener:
+        for step in range(101, 112):
+            clock[0] += 2.0
+            listener(Progress("aligning", step, 111, "steps", {}, (step - 100) * 64))
+
+    assert capsys.readouterr().err.splitlines() == [
+        "aligning: 102 of 111 steps, 2.0 s each, 32 samples/s, 18 s left",
+        "aligning: 107 of 111 steps, 2.0 s each, 32 samples/s, 8.0 s left",
+        "aligning: 111 of 111 steps, 2.0 s each, 32 samples/s",
+    ]
+
+
 def test_a_notice_is_one_line(capsys):
     with listening() as listener:
         listener(Notice("two\nlines"))
