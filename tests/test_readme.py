@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_models import CLASSES
 
 from momacli.alignment import catalog as aligning
@@ -35,6 +37,8 @@ def place(tmp_path_factory, vit_folders, vit_files, vit_images):
     shutil.copy(root / "base" / "preprocessor_config.json", root / "ckpts")
     shutil.copytree(vit_images / "unlabeled", root / "unlabeled")
     shutil.copytree(vit_images / "labeled", root / "labeled")
+    (root / "legacy").mkdir()
+    torch.save(load_file(root / "ckpts" / "birds.safetensors"), root / "legacy" / "birds.pt")
     (recipe,) = blocks("toml")
     (root / "recipe.toml").write_text(recipe, encoding="utf-8")
     return root
