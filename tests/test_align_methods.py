@@ -83,6 +83,39 @@ def mended(place: Path, method: str, task: str, z: torch.Tensor) -> torch.Tensor
     return z - torch.relu(z @ down.T) @ up.T
 
 
+@pytest.mark.parametrize("method", ["surgery", "aligned-c", "moma"])
+def test_features_of_a_merged_model_are_there_for_its_next_alignment(place, method):
+    stages = []
+    given = {"settings": Settings(mask="none")} if method == "moma" else {"options": QUICK}
+
+    align(
+        "merged",
+        data="unlabeled",
+        method=method,
+        output="again",
+        listener=lambda event: stages.append(getattr(event, "stage", "")),
+        force=True,
+        **given,
+    )
+
+    assert not [stage for stage in stages if "features" in stage]
+
+
+def test_features_of_another_merged_model_are_computed(place):
+    stages = []
+    merge([f"experts/{task}" for task in CLASSES], base="base", method="average", output="other")
+
+    align(
+        "other",
+        data="unlabeled",
+        method="surgery",
+        options=QUICK,
+        listener=lambda event: stages.append(getattr(event, "stage", "")),
+    )
+
+    assert {stage for stage in stages if "features" in stage} == {"merged features"}
+
+
 @pytest.mark.parametrize("method", ADDING)
 def test_the_weights_of_a_model_with_adapters_are_those_of_the_merge(shared, method):
     for task in CLASSES:

@@ -154,11 +154,16 @@ def test_costs_are_told_of_all_but_the_experts(whole):
     assert aligned.seconds > merged.seconds
 
 
-def test_fine_tuned_features_are_computed_before_the_first_aligned_row(whole):
-    _, _, counting = whole
+def test_features_are_computed_before_the_aligned_rows_of_a_merge(counting):
+    run = counting()
 
-    aligned = [command for command in counting.commands if command[0] == "align"]
-    assert aligned[0][-1] == "comparison/models/fine-tuned-features/model"
+    compared("average+surgery,average+orthogonal,ties,task-arithmetic+surgery", run=run)
+
+    made = [command[-1].split("/")[2] for command in run.commands if command[0] == "align"]
+    assert made == [
+        *("features", "average+surgery", "average+orthogonal"),
+        *("features", "task-arithmetic+surgery"),
+    ]
 
 
 def test_no_model_is_left_and_finished_rows_are_in_the_folder(whole):

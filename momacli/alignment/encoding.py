@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momacli.data.features import Entry
 from momacli.errors import DivergenceError, OutOfMemoryError
 from momacli.models.device import needing_memory, release_memory
 from momacli.models.interface import Batch, Encoder, Head, Padding
@@ -25,6 +26,7 @@ class TaskData:
     finetuned: Float[Tensor, "N d"]
     head: Head
     padding: Padding = field(default_factory=Padding)  # the same for all tasks
+    kept: Entry | None = None  # what the merged encoder makes of the samples
 
 
 def encode_all(
@@ -49,6 +51,26 @@ def encode_all(
         release_memory()
         size //= 2
         listener(Notice(f"{stage}: memory is short; {size} samples at a time"))
+
+
+def merged_features(
+    encoder: Encoder, tasks: Sequence[TaskData], listener: Listener = ignore
+) -> list[Float[Tensor, "N d"]]:
+    """Return what the merged encoder, which this one holds, makes of each task's samples.
+
+    They are the same for every alignment of a model, and kept for the next.
+    """
+    found = [None if task.kept is None else task.kept.get(task.count) for task in tasks]
+    missing = [task for task, features in zip(tasks, found, strict=True) if features is None]
+    computed = iter(encode_all(encoder, missing, "merged features", listener))
+    result = []
+    for task, features in zip(tasks, found, strict=True):
+        if features is None:
+            features = next(computed)
+            if task.kept is not None:
+                task.kept.put(features)
+        result.append(features.to(task.finetuned.device))
+    return result
 
 
 @torch.no_grad()

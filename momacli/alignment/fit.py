@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.alignment.descent import Descent, State, batch_size_of
-from momacli.alignment.encoding import TaskData, check_finite, encode_all
+from momacli.alignment.encoding import TaskData, check_finite, encode_all, merged_features
 from momacli.alignment.mask import MaskedEncoder, start_value
 from momacli.alignment.objectives import Objective, objective_called
 from momacli.alignment.resume import Keeper
@@ -64,7 +64,7 @@ def fit_alignment(
     naming the batch size, if a step does not fit.
     """
     objective = objective_called(settings.objective)
-    before = encode_all(encoder, tasks, "merged features", listener)
+    before = merged_features(encoder, tasks, listener)
     check_finite(before, tasks)
     family = "orthogonal" if settings.transform == "penalty" else settings.transform
     full = _moments(before, tasks)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from momacli.alignment.catalog import ADDING, FeatureMethod
-from momacli.alignment.encoding import TaskData, check_finite, encode_all
+from momacli.alignment.encoding import TaskData, check_finite, merged_features
 from momacli.alignment.objectives import answer_divergence
 from momacli.alignment.outcome import CHECKED, Outcome
 from momacli.alignment.report import task_report
@@ -32,7 +32,7 @@ def fit_on_features(
 
     Raises DivergenceError if features or a loss are not finite.
     """
-    merged = encode_all(encoder, tasks, "merged features", listener)
+    merged = merged_features(encoder, tasks, listener)
     check_finite(merged, tasks)
     done = _resumed(keeper, listener)
     try:

@@ -14,7 +14,7 @@ from momacli.alignment.inputs import Sources
 from momacli.checkpoint.multitask import TaskModel
 from momacli.checkpoint.plan import Expert
 from momacli.checkpoint.reader import Checkpoint
-from momacli.data.features import FeatureCache, feature_key
+from momacli.data.features import Entry, FeatureCache, MergedCache, feature_key
 from momacli.data.loading import Samples, load_samples
 from momacli.data.reading import Reading
 from momacli.models.classification import Classifier
@@ -70,6 +70,7 @@ def finetuned_task(
     if expert.is_task_vector or isinstance(expert.checkpoint, AdaptedCheckpoint):
         weights = weights | {f"base/{k}": v for k, v in inputs.base.sha256().items()}
     key = samples_key(weights, model, samples, inputs.data[task])
+    merged_key = samples_key(model.checkpoint.sha256(), model, samples, inputs.data[task])
     features = cache.get(key, len(samples))
     data = TaskData(
         task,
@@ -78,6 +79,7 @@ def finetuned_task(
         torch.empty(0, 0),
         classifier.head(reader(model), model.keys),
         samples.padding,
+        Entry(MergedCache(cache, _merged_weights(inputs), listener=inputs.listener), merged_key),
     )
     if features is None:
         classifier.load_encoder(_expert_reader(expert, inputs.base))
@@ -85,6 +87,16 @@ def finetuned_task(
         features = encode_all(classifier, [data], stage, inputs.listener)[0]
         cache.put(key, features)
     return replace(data, finetuned=features.to(inputs.device))
+
+
+def _merged_weights(inputs: Sources) -> dict[str, str]:
+    """SHA-256 of the files of all tasks of the merged model."""
+    models = inputs.model.tasks.items()
+    return {
+        f"{task}/{file}": digest
+        for task, model in models
+        for file, digest in model.checkpoint.sha256().items()
+    }
 
 
 def batches(samples: Samples, device: torch.device) -> Callable[[Tensor], dict[str, Tensor]]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from momacli.cli.console import amount, duration, is_follower, is_terminal, plain, say
 from momacli.comparing.events import VARIABLE, Pace, Peak, encode
 from momacli.merging.report import peak_memory
+from momacli.models.device import peak_gpu_memory
 from momacli.progress import Listener, Notice, Progress, ignore
 
 FIRST, INTERVAL = 1.0, 10.0
@@ -45,7 +46,7 @@ def _events() -> Iterator[Listener]:
     try:
         yield tell
     finally:
-        say(encode(Peak(peak_memory())))
+        say(encode(Peak(peak_memory(), peak_gpu_memory())))
 
 
 class _Meter:

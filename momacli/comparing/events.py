@@ -18,6 +18,7 @@ class Peak:
     """Bytes of memory that a process has had at most; the last thing it says."""
 
     bytes: int
+    gpu: int | None = None  # that torch had allocated on a GPU, where there was one
 
 
 _KINDS: Mapping[str, type] = {"progress": Progress, "notice": Notice, "peak": Peak}

@@ -31,6 +31,7 @@ class Made:
     added: int = 0  # parameters
     seconds: float = 0.0
     memory: int | None = None  # bytes
+    gpu_memory: int | None = None
 
     def then(self, path: Path, done: Done) -> "Made":
         """What another command made of it."""
@@ -40,6 +41,7 @@ class Made:
             self.added + added_parameters(done.report),
             self.seconds + float(done.report["seconds"]),
             max(filter(None, (self.memory, done.memory)), default=None),
+            max(filter(None, (self.gpu_memory, done.gpu_memory)), default=None),
         )
 
 
@@ -67,7 +69,6 @@ class Making:
     listener: Listener
     rows: dict[str, Row] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)  # names of rows that are not to be
-    has_features: bool = False  # whether the fine-tuned features are in the cache
 
     def group(self, merge: Spec, wanted: Sequence[Wanted]) -> None:
         """Make the rows of one merge. A row that fails is one with an error."""
@@ -87,6 +88,7 @@ class Making:
                 self.fail(one.name, one.blank(), error)
             return
         merged = Made(path).then(path, done)
+        self._compute_features(path, pending)
         for spec in dict.fromkeys(one.spec for one in pending):
             alike = [one for one in pending if one.spec == spec]
             if spec.alignment is None:
@@ -123,7 +125,6 @@ class Making:
 
     def _aligned(self, spec: Spec, merged: Made, wanted: Sequence[Wanted]) -> None:
         """Align a merged model, and make the rows that need the result."""
-        self._compute_features(merged.path, spec)
         name = str(spec)
         path = self.common.model(name)
         try:
@@ -162,16 +163,19 @@ class Making:
         self._drop(f"{one.name}-absorbed", keep=False)
         self._drop(one.name, keep=False)
 
-    def _compute_features(self, merged: Path, spec: Spec) -> None:
-        """Fill the cache of fine-tuned features, so that no row's time has them in it."""
-        if self.has_features:
+    def _compute_features(self, merged: Path, pending: Sequence[Wanted]) -> None:
+        """Fill the cache with the features of all encoders, so that no row's time has them in it.
+
+        Those of the experts are there from the second merge on.
+        """
+        aligned = next((one.spec for one in pending if one.spec.alignment is not None), None)
+        if aligned is None:
             return
-        name = "fine-tuned-features"
-        closed = replace(spec, alignment=_ORTHOGONAL)
+        name = "features"
+        closed = replace(aligned, alignment=_ORTHOGONAL)
         with suppress(MomaError):  # the row itself will tell why
             self._command(name, self.common.align(merged, closed, self.common.model(name)))
         self._drop(name, keep=False)
-        self.has_features = True
 
     def _finish(self, one: Wanted, made: Made) -> None:
         """Evaluate a model and keep its row."""
@@ -186,6 +190,7 @@ class Making:
             added=made.added,
             seconds=made.seconds,
             memory=made.memory,
+            gpu_memory=made.gpu_memory,
         )
         self.keep(one.name, self._key(one), row)
 

@@ -22,6 +22,7 @@ class Done:
 
     report: Mapping[str, Any]
     memory: int | None = None
+    gpu_memory: int | None = None
 
 
 Run = Callable[[Sequence[str], Listener], Done]
@@ -46,7 +47,7 @@ def run_process(arguments: Sequence[str], listener: Listener) -> Done:
         ) as process,
     ):
         try:
-            words, memory = _listened(process, listener)
+            words, peak = _listened(process, listener)
             status = process.wait()
         except BaseException:
             _end(process)
@@ -54,23 +55,26 @@ def run_process(arguments: Sequence[str], listener: Listener) -> Done:
         if status:
             raise _error_in(words, status)
         output.seek(0)
-        return Done(json.loads(output.read()), memory)
+        report = json.loads(output.read())
+        return Done(report) if peak is None else Done(report, peak.bytes, peak.gpu)
 
 
-def _listened(process: "subprocess.Popen[str]", listener: Listener) -> tuple[list[str], int | None]:
+def _listened(
+    process: "subprocess.Popen[str]", listener: Listener
+) -> tuple[list[str], Peak | None]:
     """Hand the events of a process on; returns its other lines, and its peak memory."""
     assert process.stderr is not None
     words: list[str] = []
-    memory = None
+    peak = None
     for line in process.stderr:
         event = decode(line)
         if event is None:
             words.append(line.rstrip("\n"))
         elif isinstance(event, Peak):
-            memory = event.bytes
+            peak = event
         else:
             listener(event)
-    return words, memory
+    return words, peak
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

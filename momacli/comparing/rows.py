@@ -28,6 +28,7 @@ class Row:
     added: int | None = None  # parameters beyond those of the experts' own architecture
     seconds: float | None = None  # of merging and aligning
     memory: int | None = None  # bytes: the largest peak of a process that did so
+    gpu_memory: int | None = None  # bytes that torch had allocated there at most
     masking_rate: float | None = None  # share of the mask's entries set to 0
     data_ratio: float | None = None  # share of the unlabeled samples
     error: str | None = None

@@ -38,13 +38,17 @@ class Table:
 def main_table(rows: Sequence[Row], tasks: Sequence[str]) -> Table:
     """Methods by tasks, in percent, with what each method adds and takes.
 
-    Added are parameters; the time is in seconds, the peak of memory in megabytes of 10^6 bytes.
+    Added are parameters; the time is in seconds, the peak of memory in megabytes of 10^6 bytes,
+    that of a GPU in a column of its own where one was used.
     """
+    on_gpu = any(row.gpu_memory for row in rows)
     header = ["Method", *tasks, "Avg.", "Added", "Time (s)", "Memory (MB)"]
+    header += ["GPU (MB)"] if on_gpu else []
     best = _best(rows, tasks)
     lines = []
     for row in rows:
         costs = [_count(row.added), _seconds(row.seconds), _megabytes(row.memory)]
+        costs += [_megabytes(row.gpu_memory)] if on_gpu else []
         cells = [*_accuracies(row, tasks, best), *(Cell(text) for text in costs)]
         lines.append(Line(row.label, row.indented, cells))
     return Table(header, lines, _failures(rows))

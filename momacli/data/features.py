@@ -8,7 +8,10 @@ read, or does not fit, counts as missing.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +23,9 @@ from momacli.checkpoint.staging import staged_file
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 from momacli.errors import MomaError
 from momacli.progress import Listener, Notice, ignore
+
+_MERGED_MODELS = 4
+"""How many merged models have their features kept."""
 
 
 def default_cache() -> Path:
@@ -81,6 +87,45 @@ class FeatureCache:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
+
+
+class MergedCache(FeatureCache):
+    """Features of one merged model, in a folder of its own; only the latest few models have one.
+
+    Experts are few and stay; merged models are made by the dozen.
+    """
+
+    def __init__(
+        self, cache: FeatureCache, weights: Mapping[str, str], *, listener: Listener = ignore
+    ):
+        """weights: SHA-256 by file."""
+        self._all = cache.folder / "merged"
+        name = hashlib.sha256(json.dumps(dict(weights), sort_keys=True).encode()).hexdigest()
+        super().__init__(self._all / name, listener=listener)
+
+    def put(self, key: str, features: Float[Tensor, "N d"]) -> None:
+        """Keep features under a key, and let those of the models go whose turn was long ago."""
+        super().put(key, features)
+        with suppress(OSError):
+            models = sorted(self._all.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+            for old in models[:-_MERGED_MODELS]:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the features of some samples are kept, once they are there."""
+
+    cache: FeatureCache
+    key: str
+
+    def get(self, count: int) -> Float[Tensor, "N d"] | None:
+        """Return them, or None if there are none for `count` samples."""
+        return self.cache.get(self.key, count)
+
+    def put(self, features: Float[Tensor, "N d"]) -> None:
+        """Keep them."""
+        self.cache.put(self.key, features)
 
 
 def _digest(features: Tensor) -> str:

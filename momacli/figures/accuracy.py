@@ -7,6 +7,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from momacli.checkpoint.staging import staged_file
+
 # Okabe-Ito colours ordered from dark to light, so that they also differ in grayscale.
 _COLOURS = ("#000000", "#D55E00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7")
 _HATCHES = ("", "//", "..", "", "xx", "\\\\")
@@ -71,8 +73,12 @@ def draw_accuracy(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the file's suffix, the same bytes every time."""
-    svg = path.suffix.lower() == ".svg"
-    metadata = {"Date": None} if svg else {"Software": None}
-    with rc_context({"svg.hashsalt": "moma"}):  # else its identifiers are random
-        figure.savefig(path, dpi=150, metadata=metadata)
+    """Write a figure in the format of the file's suffix, the same bytes every time.
+
+    Raises OutputError; a file that was there stays until the new one is complete.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    # without a salt, the identifiers of an SVG are random
+    with staged_file(path) as staged, rc_context({"svg.hashsalt": "moma"}):
+        figure.savefig(staged, format=kind, dpi=150, metadata=metadata)

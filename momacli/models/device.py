@@ -1,6 +1,7 @@
 """What torch computes on: the device of an encoder, its memory, and a processor's threads."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -62,6 +63,15 @@ def _is_shortage(error: Exception) -> bool:
 
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def peak_gpu_memory() -> int | None:
+    """Bytes that torch had allocated at most on a GPU; None where this process used none."""
+    torch = sys.modules.get("torch")  # a process without it has used no GPU
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    devices = range(torch.cuda.device_count())
+    return max(int(torch.cuda.max_memory_allocated(device)) for device in devices) or None
 
 
 def release_memory() -> None:

@@ -6,18 +6,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from momacli.alignment.encoding import TaskData, encode_all
+from momacli.alignment.encoding import TaskData, merged_features
 from momacli.alignment.inputs import Sources
 from momacli.alignment.samples import (
     batches,
     finetuned_task,
     open_network,
     reader,
-    samples_key,
 )
 from momacli.checkpoint.multitask import TaskModel
 from momacli.data.features import FeatureCache
-from momacli.data.loading import Samples, load_labeled
+from momacli.data.loading import load_labeled
 from momacli.data.reading import Reading
 from momacli.errors import DataError, DivergenceError
 from momacli.models.classification import Classifier
@@ -45,7 +44,7 @@ def load_features(sources: Sources, reading: Reading, cache: FeatureCache) -> li
     Raises MomaErrors where samples do not fit the heads or features are not finite.
     """
     classifier = open_network(sources)
-    found: list[tuple[TaskData, Samples, Tensor]] = []
+    found: list[tuple[TaskData, Tensor]] = []
     told: set[str] = set()
     for task, model in sources.model.tasks.items():
         sized = _sized(model, classifier)
@@ -62,31 +61,25 @@ def load_features(sources: Sources, reading: Reading, cache: FeatureCache) -> li
             few = batches(samples, sources.device)(torch.arange(min(4, len(samples))))
             classifier.find_head(few)
         data = finetuned_task(sources, classifier, task, samples, cache)
-        found.append((data, samples, torch.tensor(labels)))
+        found.append((data, torch.tensor(labels)))
     classifier.load_encoder(reader(sources.first))
-    return [_with_merged(sources, classifier, *each, cache) for each in found]
+    merged = merged_features(classifier, [data for data, _ in found], sources.listener)
+    return [
+        _together(sources, classifier, data, labels, z_m)
+        for (data, labels), z_m in zip(found, merged, strict=True)
+    ]
 
 
-def _with_merged(
+def _together(
     sources: Sources,
     classifier: Classifier | SeparateHead,
     data: TaskData,
-    samples: Samples,
     labels: Tensor,
-    cache: FeatureCache,
+    merged: Tensor,
 ) -> TaskFeatures:
-    """Add what the merged encoder, which the classifier holds, makes of a task's samples."""
-    task = data.task
-    model = sources.model.tasks[task]
-    key = samples_key(model.checkpoint.sha256(), model, samples, sources.data[task])
-    merged = cache.get(key, len(samples))
-    if merged is None:
-        stage = f"merged features of {task}"
-        merged = encode_all(classifier, [data], stage, sources.listener)[0]
-        cache.put(key, merged)
     found = TaskFeatures(
-        task,
-        merged.to(sources.device),
+        data.task,
+        merged,
         data.finetuned,
         labels.to(sources.device),
         data.head(data.finetuned[:1]).shape[1],

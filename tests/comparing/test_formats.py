@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,17 @@ def test_markdown_has_the_best_of_each_column_in_bold(rows):
     )
 
 
+def test_the_memory_of_a_gpu_has_a_column_where_one_was_used(rows):
+    rows[3] = replace(rows[3], gpu_memory=2_000_000_000)
+
+    lines = as_markdown(main_table(rows, TASKS)).splitlines()
+
+    assert [line.split(" | ")[-1].rstrip(" |") for line in lines[:7]] == [
+        "GPU (MB)", "---:", "-", "-", "-", "2000", "-",
+    ]  # fmt: skip
+    assert "2000000000" in as_csv(rows, TASKS)
+
+
 def test_latex_prints_special_signs_as_they_are_and_indents_alignments(rows):
     rows[2] = row("ties", "a_b & 5% {x} ~^\\", 70, 500)
 
@@ -75,7 +87,7 @@ def test_csv_has_shares_and_every_row_with_its_error(rows):
     assert float(records[3]["ag_news"]) == 0.9
     assert float(records[3]["average"]) == pytest.approx(0.7)
     assert int(records[3]["peak_memory_bytes"]) == 1_500_000_000
-    assert records[1]["seconds"] == ""
+    assert records[3]["peak_gpu_memory_bytes"] == records[1]["seconds"] == ""
     assert records[4]["error"] == "takes 2 experts & no more: 50%"
 
 

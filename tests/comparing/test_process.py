@@ -56,7 +56,12 @@ def test_a_process_ends_with_the_one_who_waits_for_it(merge):
 
 
 def test_events_are_read_as_they_were_written_and_text_is_none():
-    for event in (Progress("merging", 1, 2, "bytes", {"loss": 0.5}), Notice("so"), Peak(7)):
+    for event in (
+        Progress("merging", 1, 2, "bytes", {"loss": 0.5}),
+        Notice("so"),
+        Peak(7),
+        Peak(7, 3),
+    ):
         assert decode(encode(event)) == event
     for text in ("error: no", "", "{}", '{"peak": 3}', '{"other": {}}', '{"progress": {"x": 1}}'):
         assert decode(text) is None

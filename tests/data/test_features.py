@@ -1,7 +1,9 @@
+import os
+
 import pytest
 import torch
 
-from momacli.data.features import FeatureCache, feature_key
+from momacli.data.features import FeatureCache, MergedCache, feature_key
 from momacli.progress import Notice
 
 
@@ -49,6 +51,20 @@ def test_a_cache_that_cannot_be_written_is_a_notice_and_no_failure(tmp_path, fea
     FeatureCache(tmp_path / "file" / "cache", listener=events.append).put("key", features)
 
     assert [type(event) for event in events] == [Notice]
+
+
+def test_features_of_merged_models_are_kept_for_the_latest_few_models_alone(tmp_path, features):
+    common = FeatureCache(tmp_path)
+    models = [MergedCache(common, {"file": str(number)}) for number in range(6)]
+    common.put("expert", features)
+    for number, model in enumerate(models):
+        model.put("key", features)
+        os.utime(model.folder, ns=(number, number))  # clocks of file systems can be coarse
+
+    found = [model.get("key", 5) is not None for model in models]
+
+    assert found == [False, False, True, True, True, True]
+    assert common.get("expert", 5) is not None
 
 
 def test_the_key_changes_with_weights_config_and_samples(tmp_path):
