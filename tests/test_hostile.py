@@ -19,6 +19,7 @@ import torch
 from raw_files import entry, open_files, raw
 from safetensors.torch import save_file
 
+from momacli.cli.main import run
 from momacli.merge import merge
 
 INSTALLED = Path(sys.executable).with_name("moma")
@@ -266,24 +267,25 @@ def test_an_input_cut_short_during_the_run_is_an_error_that_names_it(folder):
 
 
 def test_an_image_that_cannot_be_read_is_left_out_by_name_or_refused(
-    tmp_path, vit_folders, vit_images
+    tmp_path, vit_folders, vit_images, capfd
 ):
     shutil.copytree(vit_images / "labeled" / "cats", tmp_path / "labeled" / "cats")
     broken = next((tmp_path / "labeled" / "cats").glob("*/*.png"))
     broken.write_bytes(broken.read_bytes()[:50])
-    command = [*COMMAND, "evaluate", str(vit_folders / "cats"), "--data", "labeled"]
+    arguments = ["evaluate", str(vit_folders / "cats"), "--data", str(tmp_path / "labeled")]
 
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     strict = subprocess.run(
-        [*command, "--strict"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*COMMAND, *arguments, "--strict"], capture_output=True, text=True, check=False
     )
+    status = run(arguments)  # the same in this process, where all that it takes is imported
 
-    assert done.returncode == 0, done.stderr
-    assert "1 of 40" in done.stderr
-    assert broken.name in done.stderr
+    said = capfd.readouterr().err
+    assert status == 0, said
+    assert "1 of 40" in said
+    assert broken.name in said
     assert strict.returncode == 1
     assert broken.name in strict.stderr
-    assert "Traceback" not in done.stderr + strict.stderr
+    assert "Traceback" not in said + strict.stderr
 
 
 def test_an_input_that_changed_since_is_named_when_the_output_is_verified(folder, moma):
