@@ -18,7 +18,7 @@ from momacli.progress import Listener, ignore
 
 if TYPE_CHECKING:
     from momacli.alignment.inputs import Inputs
-    from momacli.data.features import FeatureCache
+    from momacli.data.features import CacheType, FeatureCache
     from momacli.data.folders import Data
 
 
@@ -37,6 +37,7 @@ def align(
     pooling: str | None = None,
     features: str | None = None,
     cache: str | Path | None = None,
+    cache_dtype: "CacheType" = "float32",
     checkpoint_every: int = 100,
     force: bool = False,
     dry_run: bool = False,
@@ -58,7 +59,8 @@ def align(
     output: default `aligned/`, with the alignment itself in `aligned/alignment.safetensors`,
         or `aligned.safetensors` with `aligned.alignment.safetensors` beside it. A file of
         adapters is called `surgery` where that of an alignment is called `alignment`.
-    cache: folder of fine-tuned features, default ~/.cache/moma.
+    cache: folder of fine-tuned features, default ~/.cache/moma. `prepare` fills it task by task.
+    cache_dtype: "float16" keeps them in half the size; they are rounded for this run, too.
     checkpoint_every: steps after which the state is kept beside the output, so that the same
         call goes on where a run was stopped; 0 keeps it only when the run is interrupted. The
         other methods keep what they have after every task.
@@ -103,7 +105,8 @@ def align(
             objective=job.objective,
         )
         if not dry_run:
-            kept = FeatureCache(Path(cache) if cache else default_cache(), listener=listener)
+            folder = Path(cache) if cache else default_cache()
+            kept = FeatureCache(folder, dtype=cache_dtype, listener=listener)
             report = _run(inputs, report, job, reading or Reading(), kept, checkpoint_every)
         return replace(report, seconds=time.monotonic() - started)
 
@@ -179,6 +182,7 @@ def _run(
         steps=outcome.steps,
         parameters=absorbed.parameters_after,
         added=added,
+        cache=cache.use(),
     )
 
 

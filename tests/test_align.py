@@ -20,6 +20,7 @@ from momacli.errors import ConflictError, DataError, MomaError, UsageError
 from momacli.evaluate import evaluate
 from momacli.features.procrustes import orthogonality_error
 from momacli.merge import merge
+from momacli.prepare import prepare
 from momacli.progress import Notice, Progress
 
 QUICK = Settings(steps=12, batch_size=8)
@@ -191,6 +192,73 @@ def test_fine_tuned_features_are_computed_once(merged):
     fine_tuned = {f"fine-tuned features of {task}" for task in CLASSES}
     assert fine_tuned <= stages(QUICK)
     assert not fine_tuned & stages(Settings(steps=3))
+
+
+def test_the_report_tells_what_was_in_the_cache(merged):
+    first = align(data="unlabeled", settings=QUICK).cache
+    second = align(data="unlabeled", settings=QUICK).cache
+
+    assert (first.found, set(first.computed)) == ((), set(CLASSES))
+    assert (set(second.found), second.computed) == (set(CLASSES), ())
+    assert (
+        first.nbytes
+        == second.nbytes
+        == sum(path.stat().st_size for path in (merged / "cache/moma").glob("*.safetensors"))
+    )
+
+
+def test_features_of_samples_that_changed_are_computed_again_with_one_line_saying_so(merged):
+    shutil.copytree("unlabeled", "samples")
+    align(data="samples", settings=Settings(mask="none"))
+    min(Path("samples/cats").iterdir()).unlink()
+    events = []
+
+    report = align(data="samples", settings=Settings(mask="none"), listener=events.append)
+
+    said = [e.text for e in events if isinstance(e, Notice) and "computed again" in e.text]
+    assert len(said) == 1
+    assert "features of cats" in said[0]
+    assert report.cache.computed == ("cats",)
+
+
+def test_tasks_prepared_one_by_one_without_the_others_give_the_bytes_of_a_run_alone(merged):
+    align(data="unlabeled", settings=QUICK, cache="alone", output="whole")
+    shutil.move("experts", "away")
+    Path("experts").mkdir()
+    for task in CLASSES:
+        shutil.move(f"away/{task}", f"experts/{task}")
+        report = prepare(data=f"{task}=unlabeled/{task}", tasks=[task], cache="shared")
+        assert report.samples == {task: 40}
+        assert report.cache.computed == (task,)
+        shutil.move(f"experts/{task}", f"away/{task}")
+    shutil.rmtree("experts")
+    shutil.move("away", "experts")
+
+    found = align(data="unlabeled", settings=QUICK, cache="shared", output="later")
+
+    assert set(found.cache.found) == set(CLASSES)
+    assert list(digests(Path("later")).values()) == list(digests(Path("whole")).values())
+
+
+def test_a_task_that_is_not_there_cannot_be_prepared(merged):
+    with pytest.raises(UsageError, match="has no task mice"):
+        prepare(data="unlabeled", tasks=["mice"])
+
+
+@pytest.mark.long
+def test_two_processes_prepare_a_task_each_into_one_cache(merged):
+    cats, rest = ["--prepare", "cats"], ["--prepare", "birds", "--prepare", "dogs"]
+    command = [sys.executable, "-m", "momacli", "align", "--data", "unlabeled", "--cache", "shared"]
+    both = [
+        subprocess.Popen([*command, *tasks], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for tasks in (cats, rest)
+    ]
+
+    for process in both:
+        out, err = process.communicate()
+        assert (process.returncode, out) == (0, b"shared\n"), err.decode()
+    report = align(data="unlabeled", settings=QUICK, cache="shared")
+    assert set(report.cache.found) == set(CLASSES)
 
 
 def test_how_samples_are_prepared_is_said_once_a_run_and_from_where(merged):

@@ -31,7 +31,7 @@ class TaskData:
 
 def encode_all(
     encoder: Encoder, tasks: Sequence[TaskData], stage: str, listener: Listener = ignore
-) -> list[Float[Tensor, "N d"]]:
+) -> list[Float[Tensor, "_ d"]]:
     """Return the encoder's features of all samples of each task.
 
     Where memory is short, fewer samples pass at a time, which is said.
@@ -55,7 +55,7 @@ def encode_all(
 
 def merged_features(
     encoder: Encoder, tasks: Sequence[TaskData], listener: Listener = ignore
-) -> list[Float[Tensor, "N d"]]:
+) -> list[Float[Tensor, "_ d"]]:
     """Return what the merged encoder, which this one holds, makes of each task's samples.
 
     They are the same for every alignment of a model, and kept for the next.
@@ -76,7 +76,7 @@ def merged_features(
 @torch.no_grad()
 def _encoded(
     encoder: Encoder, tasks: Sequence[TaskData], size: int, stage: str, listener: Listener
-) -> list[Float[Tensor, "N d"]]:
+) -> list[Float[Tensor, "_ d"]]:
     total, done = sum(task.count for task in tasks), 0
     result = []
     for task in tasks:
@@ -89,7 +89,7 @@ def _encoded(
     return result
 
 
-def check_finite(merged: Sequence[Float[Tensor, "N d"]], tasks: Sequence[TaskData]) -> None:
+def check_finite(merged: Sequence[Float[Tensor, "_ d"]], tasks: Sequence[TaskData]) -> None:
     """Raise DivergenceError naming whose features of which task are not finite."""
     for z_m, task in zip(merged, tasks, strict=True):
         for whose, features in (("merged", z_m), ("fine-tuned", task.finetuned)):

@@ -33,8 +33,8 @@ class Fitted:
     headroom: float
     objective_before: Float[Tensor, " T"]  # of the merged model as it is, A = I
     objective_after: Float[Tensor, " T"]
-    features_before: Sequence[Float[Tensor, "N d"]]
-    features_after: Sequence[Float[Tensor, "N d"]]  # raw; A_t not applied
+    features_before: Sequence[Float[Tensor, "_ d"]]
+    features_after: Sequence[Float[Tensor, "_ d"]]  # raw; A_t not applied
     masked_share: float
     steps: int
     batch_size: int | None = None  # of each task a step, where there were steps

@@ -1,6 +1,6 @@
 """What an alignment starts from: a merged model and everything it was made of."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -135,14 +135,20 @@ def open_sources(
     pooling: str | None,
     features: str | None,
     listener: Listener,
+    tasks: Collection[str] | None = None,
 ) -> Sources:
     """Open a merged model, what it was made from and its samples; refuse what does not fit.
+
+    tasks: of which experts and samples are needed, all by default.
 
     They stay open as long as the stack. Raises MomaErrors naming what is missing or has changed
     since the merge.
     """
     chosen = choose_device(device)
     model = stack.enter_context(MultiTask.open(path, config=config))
+    if tasks is not None:
+        data = _of_tasks(data, [task for task in model.tasks if task not in tasks])
+        model = _with_tasks(model, tasks)
     recipe = model.recipe
     if recipe is None and all(KEY in one.metadata for one in model.checkpoints):
         raise ConflictError(
@@ -185,7 +191,8 @@ def open_sources(
     names = next(iter(model.tasks.values())).keys
     opened = under_names_of(opened, names)
     experts = {}
-    for item in recipe.inputs:
+    wanted = [item for item in recipe.inputs if tasks is None or item.name in tasks]
+    for item in wanted:
         checkpoint = _with_head(stack, item, path)
         if is_adapter(checkpoint):
             described = model.tasks[item.name].description if item.name in model.tasks else None
@@ -195,10 +202,27 @@ def open_sources(
         experts[item.name] = expert_from(checkpoint, recipe.heads)
     for item, checkpoint in [
         *([(recipe.base, opened)] if recipe.base else []),
-        *((item, experts[item.name].checkpoint) for item in recipe.inputs),
+        *((item, experts[item.name].checkpoint) for item in wanted),
     ]:
         check_unchanged(item, checkpoint, path)
     return Sources(model, recipe, opened, experts, sources, chosen, listener)
+
+
+def _of_tasks(data: "Data", others: Collection[str]) -> "Data":
+    """The places of samples without those that are said to be of other tasks."""
+    given = [data] if isinstance(data, (str, Path)) else data
+    return [item for item in given if str(item).partition("=")[0] not in others]
+
+
+def _with_tasks(model: MultiTask, tasks: Collection[str]) -> MultiTask:
+    """The model with these of its tasks. Raises UsageError for others."""
+    unknown = [task for task in tasks if task not in model.tasks]
+    if unknown:
+        raise UsageError(
+            f"{model.path} has no task {', '.join(unknown)}",
+            hint=f"it has {', '.join(model.tasks)}",
+        )
+    return replace(model, tasks={t: one for t, one in model.tasks.items() if t in tasks})
 
 
 def _with_head(stack: ExitStack, item: Input, path: Path) -> Checkpoint:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from momacli.data.features import CacheUse
+
 
 @dataclass(frozen=True)
 class TaskReport:
@@ -42,6 +44,7 @@ class AlignReport:
     method: str = "moma"
     objective: str = "logits"
     samples_per_second: float = 0.0  # of all tasks together, in the steps of the mask
+    cache: "CacheUse | None" = None  # of fine-tuned features
     added: Mapping[str, int] = field(default_factory=dict)  # parameters, by task; none: empty
 
 

@@ -1,5 +1,7 @@
 """Each task's samples, and what its fine-tuned encoder makes of them."""
 
+import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from momacli.alignment.inputs import Sources
 from momacli.checkpoint.multitask import TaskModel
 from momacli.checkpoint.plan import Expert
 from momacli.checkpoint.reader import Checkpoint
-from momacli.data.features import Entry, FeatureCache, MergedCache, feature_key
+from momacli.data.features import Entry, FeatureCache, Key, MergedCache, feature_key
 from momacli.data.loading import Samples, load_samples
 from momacli.data.reading import Reading
 from momacli.models.classification import Classifier
@@ -69,8 +71,9 @@ def finetuned_task(
     weights = expert.checkpoint.sha256()
     if expert.is_task_vector or isinstance(expert.checkpoint, AdaptedCheckpoint):
         weights = weights | {f"base/{k}": v for k, v in inputs.base.sha256().items()}
-    key = samples_key(weights, model, samples, inputs.data[task])
-    merged_key = samples_key(model.checkpoint.sha256(), model, samples, inputs.data[task])
+    source = inputs.data[task]
+    key = samples_key(weights, model, samples, source, place=_place(expert, source))
+    merged_key = samples_key(model.checkpoint.sha256(), model, samples, source)
     features = cache.get(key, len(samples))
     data = TaskData(
         task,
@@ -85,7 +88,7 @@ def finetuned_task(
         classifier.load_encoder(_expert_reader(expert, inputs.base))
         stage = f"fine-tuned features of {task}"
         features = encode_all(classifier, [data], stage, inputs.listener)[0]
-        cache.put(key, features)
+        features = cache.put(key, features)
     return replace(data, finetuned=features.to(inputs.device))
 
 
@@ -109,13 +112,24 @@ def batches(samples: Samples, device: torch.device) -> Callable[[Tensor], dict[s
 
 
 def samples_key(
-    weights: Mapping[str, str], model: TaskModel, samples: Samples, source: Path
-) -> str:
+    weights: Mapping[str, str],
+    model: TaskModel,
+    samples: Samples,
+    source: Path,
+    *,
+    place: str = "",
+) -> Key:
     """The key of the features that an encoder of these weights' SHA-256 makes of samples."""
     assert model.description is not None
     prepared: dict[str, Any] = {**samples.preparation, **_processor(model)}
     prepared["config"] = dict(model.description.config)
-    return feature_key(weights, prepared, samples.files, source)
+    return Key(model.task, feature_key(weights, prepared, samples.files, source), place)
+
+
+def _place(expert: Expert, source: Path) -> str:
+    """Where weights and samples lie, for telling what is out of date from what is another's."""
+    places = f"{expert.checkpoint.path.resolve()}\0{source.resolve()}"
+    return hashlib.sha256(os.fsencode(places)).hexdigest()
 
 
 def _processor(model: TaskModel) -> dict[str, str]:

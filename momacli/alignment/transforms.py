@@ -21,7 +21,7 @@ class Transforms(Protocol):
         ...
 
     def observe(
-        self, merged: Sequence[Float[Tensor, "n d"]], finetuned: Sequence[Float[Tensor, "n d"]], /
+        self, merged: Sequence[Float[Tensor, "_ d"]], finetuned: Sequence[Float[Tensor, "_ d"]], /
     ) -> None:
         """Take in one step's features, after the backward pass."""
         ...
@@ -58,7 +58,7 @@ class RunningSolution:
 
     @torch.no_grad()
     def observe(
-        self, merged: Sequence[Float[Tensor, "n d"]], finetuned: Sequence[Float[Tensor, "n d"]]
+        self, merged: Sequence[Float[Tensor, "_ d"]], finetuned: Sequence[Float[Tensor, "_ d"]]
     ) -> None:
         """Take in this step's moments, and solve anew every few steps."""
         for t, (z_m, z_t) in enumerate(zip(merged, finetuned, strict=True)):
@@ -98,8 +98,8 @@ class PenalisedMatrices:
 
     def observe(
         self,
-        _merged: Sequence[Float[Tensor, "n d"]],
-        _finetuned: Sequence[Float[Tensor, "n d"]],
+        _merged: Sequence[Float[Tensor, "_ d"]],
+        _finetuned: Sequence[Float[Tensor, "_ d"]],
         /,
     ) -> None:
         """Take a step of Adam; the gradients say all there is to learn."""

@@ -132,6 +132,22 @@ def align(
         ),
     ] = None,
     cache: Cache = None,
+    cache_dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="float32|float16",
+            help="How they are kept; float16 takes half the room, and rounds them.",
+        ),
+    ] = "float32",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prepare",
+            metavar="TASK|all",
+            help="Compute and keep the fine-tuned features of this task, and no more: a later run "
+            "finds them. Needs no other task's expert or samples; repeatable.",
+        ),
+    ] = None,
     max_samples: MaxSamples = None,
     sample: Sample = None,
     text_column: TextColumn = None,
@@ -155,6 +171,28 @@ def align(
     from momacli.cli.console import print_json, print_path, say
     from momacli.cli.listening import listening
 
+    sources: dict[str, Any] = {
+        "data": data,
+        "reading": reading_from(
+            max_samples,
+            sample,
+            seed=seed,
+            text_column=text_column,
+            label_column=None,
+            max_length=max_length,
+            strict=strict,
+        ),
+        "device": device,
+        "base": base,
+        "config": config,
+        "pooling": pooling,
+        "features": features,
+        "cache": cache,
+        "cache_dtype": _cache_dtype(cache_dtype),
+    }
+    if only:
+        _prepare(merged, only, sources, dry_run=dry_run, as_json=as_json)
+        return
     given = {
         "mask": mask,
         "transform": transform,
@@ -173,27 +211,12 @@ def align(
     with listening() as listener:
         report = align_model(
             merged,
-            data=data,
+            **sources,
             method=method,
             settings=_settings(recipe, given, assignments or []) if is_moma else None,
             options=options,
-            device=device,
             output=output,
-            base=base,
-            config=config,
-            pooling=pooling,
-            features=features,
-            cache=cache,
             checkpoint_every=checkpoint_every,
-            reading=reading_from(
-                max_samples,
-                sample,
-                seed=seed,
-                text_column=text_column,
-                label_column=None,
-                max_length=max_length,
-                strict=strict,
-            ),
             force=force,
             dry_run=dry_run,
             listener=listener,
@@ -208,6 +231,41 @@ def align(
         print_json(report)
     else:
         print_path(report.output)
+
+
+def _prepare(
+    merged: str | None,
+    tasks: Sequence[str],
+    sources: Mapping[str, Any],
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Keep features for later, and print the folder that they are in."""
+    from momacli.cli.align_summary import cache_text
+    from momacli.cli.console import duration, print_json, print_path, say
+    from momacli.cli.listening import listening
+    from momacli.prepare import prepare
+
+    if dry_run:
+        raise UsageError("--prepare writes no model, so --dry-run says nothing of it")
+    wanted = None if "all" in tasks else tasks
+    with listening() as listener:
+        report = prepare(merged, tasks=wanted, listener=listener, **sources)
+    counts = ", ".join(f"{task} ({count} samples)" for task, count in report.samples.items())
+    say(f"prepared {counts} on {report.device} in {duration(report.seconds)}")
+    say(f"  cache    {cache_text(report.cache)}")
+    if as_json:
+        print_json(report)
+    else:
+        print_path(report.cache.folder)
+
+
+def _cache_dtype(given: str) -> str:
+    """What --cache-dtype says. Raises UsageError."""
+    if given not in ("float32", "float16"):
+        raise UsageError(f"--cache-dtype: expected float32 or float16, found {given}")
+    return given
 
 
 def _batch_size(given: str | None) -> int | str | None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from momacli.alignment.report import AlignReport
     from momacli.cli.console import Table
+    from momacli.data.features import CacheUse
 
 
 def summary_lines(report: "AlignReport") -> list[str]:
@@ -30,8 +31,20 @@ def summary_lines(report: "AlignReport") -> list[str]:
         )
     lines += [f"  {line}" for line in aligned(_table(report))]
     lines.append(f"  size     {_size(report)}")
+    if report.cache is not None:
+        lines.append(f"  cache    {cache_text(report.cache)}")
     lines.append(f"  wrote    {report.output} and {report.alignment} in {duration(report.seconds)}")
     return lines
+
+
+def cache_text(use: "CacheUse") -> str:
+    """What a run had from the cache of features, and how large that is."""
+    from momacli.cli.console import amount
+
+    return (
+        f"fine-tuned features of {len(use.found)} tasks found, of {len(use.computed)} computed; "
+        f"{amount(use.nbytes, 'bytes')} in {use.folder}"
+    )
 
 
 def _learned(report: "AlignReport") -> str:

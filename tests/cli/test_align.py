@@ -62,6 +62,16 @@ def test_a_batch_size_that_was_found_is_recorded_as_a_number(place, capfd):
     assert report["settings"]["batch_size"] == recipe["parameters"]["batch_size"] == 16
 
 
+def test_features_prepared_in_half_precision_are_found_by_a_later_run(place, capfd):
+    kept = ["--cache", "half", "--cache-dtype", "float16"]
+    assert run(["align", "--data", "unlabeled", "--prepare", "all", *kept]) == 0
+    assert capfd.readouterr().out == "half\n"
+    assert run(["align", "--data", "unlabeled", "--mask", "none", *kept, "-o", "later"]) == 0
+
+    assert "features of 3 tasks found, of 0 computed" in capfd.readouterr().err
+    assert {path.name.split("-")[0] for path in Path("half").glob("*.safetensors")} == set(CLASSES)
+
+
 def test_absorb_prints_its_path_and_that_no_parameter_was_added(place, capfd):
     assert run(["align", "--data", "unlabeled", "-o", "one", *QUICK]) == 0
     capfd.readouterr()
@@ -98,6 +108,9 @@ def test_evaluate_in_json_has_counts_and_intervals(place, capfd):
         (["align", "--data", "unlabeled", "--features", "vit.foo"], 2, "has no module vit.foo"),
         (["evaluate", "experts", "--data", "labeled", "--heads", "foo"], 2, "matches no tensor"),
         (["align", "--data", "unlabeled", "--batch-size", "many"], 2, "a number or auto"),
+        (["align", "--data", "unlabeled", "--cache-dtype", "int8"], 2, "float32 or float16"),
+        (["align", "--data", "unlabeled", "--prepare", "mice"], 2, "has no task mice"),
+        (["align", "--data", "unlabeled", "--prepare", "all", "--dry-run"], 2, "--prepare"),
         (["align"], 2, "--data"),
         (["align", "--data", "nowhere"], 1, "nowhere"),
         (["align", "nowhere", "--data", "unlabeled"], 1, "nowhere"),

@@ -1,0 +1,76 @@
+"""Compute fine-tuned features for alignments to come, of single tasks, anywhere."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from momacli.data.reading import Reading
+from momacli.progress import Listener, ignore
+
+if TYPE_CHECKING:
+    from momacli.data.features import CacheType, CacheUse
+    from momacli.data.folders import Data
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """Which features are kept now."""
+
+    samples: dict[str, int]  # by task
+    cache: "CacheUse"
+    device: str
+    seconds: float
+
+
+def prepare(
+    merged: str | Path | None = None,
+    *,
+    data: "Data",
+    tasks: Sequence[str] | None = None,
+    reading: Reading | None = None,
+    device: str = "auto",
+    base: str | Path | None = None,
+    config: str | Path | None = None,
+    pooling: str | None = None,
+    features: str | None = None,
+    cache: str | Path | None = None,
+    cache_dtype: "CacheType" = "float32",
+    listener: Listener = ignore,
+) -> PrepareReport:
+    """Compute and keep what the experts of these tasks make of their samples, and no more.
+
+    `align` finds it in the same cache, called with the same samples: their names, sizes and
+    times count. Of other tasks neither experts nor samples are needed; so tasks can be prepared
+    by several processes or machines that share the cache's folder, or are brought together there.
+
+    tasks: all by default.
+
+    All else is as for `align`. Raises MomaErrors before any work where inputs do not fit.
+    """
+    from momacli.alignment.inputs import default_input, open_sources
+    from momacli.alignment.samples import open_network, prepare_tasks
+    from momacli.data.features import FeatureCache, default_cache
+
+    started = time.monotonic()
+    with ExitStack() as stack:
+        sources = open_sources(
+            stack,
+            Path(merged) if merged is not None else default_input("align"),
+            data,
+            device=device,
+            base=base,
+            config=Path(config) if config else None,
+            pooling=pooling,
+            features=features,
+            listener=listener,
+            tasks=tasks,
+        )
+        folder = Path(cache) if cache else default_cache()
+        kept = FeatureCache(folder, dtype=cache_dtype, listener=listener)
+        prepared = prepare_tasks(sources, open_network(sources), reading or Reading(), kept)
+        samples = {one.task: one.count for one in prepared}
+        seconds = time.monotonic() - started
+        return PrepareReport(samples, kept.use(), str(sources.device), seconds)
