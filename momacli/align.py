@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from momacli.alignment.beside import ADAPTER, ALIGNMENT
-from momacli.alignment.catalog import ADDING, MOMA, FeatureMethod, feature_method, known_method
+from momacli.alignment.catalog import (
+    ADDING,
+    DEEP,
+    MOMA,
+    FeatureMethod,
+    feature_method,
+    known_method,
+)
 from momacli.alignment.report import AlignReport
 from momacli.alignment.settings import Settings
 from momacli.checkpoint.multitask import TaskModel
@@ -45,8 +52,9 @@ def align(
 ) -> AlignReport:
     """Fit what a method learns to unlabeled samples, and write the aligned model.
 
-    "moma" folds a mask and transforms into the weights, "aligned-c" trains the heads; "surgery"
-    and "probsurgery" leave the weights and put a small adapter behind them, in a file beside.
+    "moma" folds a mask and transforms into the weights, "aligned-c" trains the heads; "surgery",
+    "probsurgery" and "surgery-v2" leave the weights and put small adapters behind the encoder,
+    the last also behind its blocks, in a file beside.
 
     merged: a file or folder that `merge` wrote; default `merged/` or `merged.safetensors`.
     settings: of the method "moma".
@@ -139,6 +147,7 @@ def _run(
     cache: "FeatureCache",
     checkpoint_every: int,
 ) -> AlignReport:
+    from momacli.alignment.in_depth import fit_in_depth
     from momacli.alignment.moma import fit_moma
     from momacli.alignment.on_features import fit_on_features
     from momacli.alignment.output import differences, recipe_of, write_aligned
@@ -158,6 +167,8 @@ def _run(
     )
     if isinstance(job, Settings):
         outcome = fit_moma(inputs, network, tasks, job, keeper)
+    elif job.name in DEEP:
+        outcome = fit_in_depth(inputs, network, tasks, job, keeper)
     else:
         network.load_encoder(reader(inputs.first))
         outcome = fit_on_features(network, tasks, job, keeper, inputs.listener)

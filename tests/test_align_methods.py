@@ -1,6 +1,7 @@
 """Methods other than moma's own: heads that are trained, and adapters beside a model."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def made(tmp_path_factory, vit_folders, vit_files, vit_images):
         patch.chdir(root)
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         merge([f"experts/{task}" for task in CLASSES], base="base")
-        for method in (*ADDING, "aligned-c"):
+        for method in (*ADDING, "surgery-v2", "aligned-c"):
             align("merged", data="unlabeled", method=method, options=QUICK, output=method)
     return root
 
@@ -158,6 +159,58 @@ def test_evaluate_answers_with_the_adapter_and_says_so(shared, method):
     assert report.added == {method: 3 * 2 * 16 * (16 if method == "surgery" else 128)}
 
 
+def test_adapters_behind_every_block_are_run_by_evaluate(shared):
+    report = evaluate(["surgery-v2"], data="labeled")
+
+    tensors = load_file(shared / "surgery-v2" / "surgery.safetensors")
+    for task, classes in CLASSES.items():
+        model = transformers.AutoModelForImageClassification.from_pretrained(
+            shared / "surgery-v2" / task
+        ).eval()
+        own = {k.split(".")[1]: v for k, v in tensors.items() if k.endswith(f".{task}")}
+        correct = 0
+        for label, name in enumerate(classes):
+            pixels = pixels_of(shared / "surgery-v2" / task, f"../../labeled/{task}/{name}/*.png")
+            correct += int((deep_answers(model, own, pixels).argmax(dim=1) == label).sum())
+        assert report.scores["surgery-v2"][task].correct == correct
+    depth = model.config.num_hidden_layers
+    assert report.added == {"surgery-v2": 3 * 2 * 16 * 16 * (depth + 1)}
+
+
+def pixels_of(folder: Path, pattern: str) -> torch.Tensor:
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    opened = [Image.open(file).convert("RGB") for file in sorted(folder.glob(pattern))]
+    return processor(images=opened, return_tensors="pt")["pixel_values"]
+
+
+@torch.no_grad()
+def deep_answers(model, parts, pixels: torch.Tensor) -> torch.Tensor:
+    """A ViT with an adapter behind every block, layer by layer as its paper has it."""
+    vit = model.vit
+    tokens = vit.embeddings(pixels)
+    layers = next(m for m in vit.modules() if isinstance(m, torch.nn.ModuleList))
+    for number, layer in enumerate(layers):
+        tokens = layer(tokens)
+        tokens = tokens[0] if isinstance(tokens, tuple) else tokens
+        hidden = torch.relu(tokens @ parts[f"down-{number}"].T)
+        tokens = tokens - hidden @ parts[f"up-{number}"].T
+    z = vit.layernorm(tokens)[:, 0]
+    return model.classifier(z - torch.relu(z @ parts["down"].T) @ parts["up"].T)
+
+
+def test_adapters_behind_every_block_bring_features_nearer_than_that_behind_the_encoder(made):
+    cards = {
+        method: (made / method / "cats" / "README.md").read_text()
+        for method in ("surgery", "surgery-v2")
+    }
+    after = {
+        method: float(re.search(r"objective, after[^0-9]*([0-9.e-]+)", card)[1])
+        for method, card in cards.items()
+    }
+
+    assert after["surgery-v2"] < after["surgery"]
+
+
 def test_without_its_adapter_a_model_is_the_merge(shared):
     report = evaluate(["surgery", "merged"], data="labeled", adapter=False)
 
@@ -207,7 +260,7 @@ def test_info_counts_the_parameters_of_the_adapters(shared):
     assert info("aligned-c").added is None
 
 
-@pytest.mark.parametrize("method", [*ADDING, "aligned-c"])
+@pytest.mark.parametrize("method", [*ADDING, "surgery-v2", "aligned-c"])
 def test_verify_makes_the_output_again(shared, method):
     report = verify(method)
 

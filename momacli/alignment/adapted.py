@@ -8,6 +8,7 @@ from torch import Tensor
 
 from momacli.alignment.alignment import open_alignment
 from momacli.alignment.beside import adapter_file, has_adapters
+from momacli.alignment.in_depth import DeepEncoder
 from momacli.alignment.samples import reader
 from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.multitask import MultiTask, TaskModel
@@ -73,17 +74,21 @@ def answers(
         return network.logits
     mend = adapter.to(network.device)
     heads: list[Head] = []  # the one, once a batch has shown where it is
+    deep: list[DeepEncoder] = []  # likewise
 
     def answer(batch: Batch) -> Tensor:
-        features = network.features(batch).float()
+        if not heads:
+            network.find_head(batch)
+            heads.append(network.head(reader(model), model.keys))
+        if mend.blocks and not deep:
+            deep.append(DeepEncoder(network, batch))
+            deep[0].check(mend.blocks, model.task)
+        features = deep[0](batch, mend.blocks)[1] if deep else network.features(batch).float()
         if features.shape[1] != mend.down.shape[1]:
             raise ConflictError(
                 f"the adapter of task {model.task} is for features of {mend.down.shape[1]} "
                 f"numbers, the encoder gives {features.shape[1]}"
             )
-        if not heads:
-            network.find_head(batch)
-            heads.append(network.head(reader(model), model.keys))
         return heads[0](mend(features))
 
     return answer

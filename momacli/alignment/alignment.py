@@ -5,7 +5,8 @@ In memory, or in a file of float32 tensors:
     mask.<tensor>                M, in the tensor's shape; only where a mask was learned
     transform.<task>             A_t [d, d]
     head.<part>.<task>           weight [k, d] and bias [k] that take the place of the head's
-    adapter.<part>.<task>        down [r, d] and up [d, r]: what is not folded but added
+    adapter.<part>.<task>        down [r, d] and up [d, r]: what is not folded but added;
+                                 of a deep one also down-0, up-0, … behind each block
 The file's metadata holds the recipe, the headroom h, the layer that absorbs A_t and what the
 alignment achieved.
 """
@@ -24,7 +25,7 @@ from momacli.checkpoint.provenance import KEY, Recipe, decode_recipe
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 from momacli.errors import CheckpointError
-from momacli.features.adapter import Adapter
+from momacli.features.adapter import Adapter, adapter_of
 
 _MASK, _TRANSFORM, _HEAD, _ADAPTER = "mask.", "transform.", "head.", "adapter."
 _ALIGNMENT_KEY = "alignment"
@@ -132,23 +133,15 @@ def _by_task(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, dict[str
 
 def _read_adapters(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, Adapter]:
     """Read each task's adapter. Raises CheckpointError where a part is missing or does not fit."""
-    found = _by_task(checkpoint, names)
-    broken = [shown(task) for task, parts in found.items() if not _is_adapter(parts)]
+    found = {task: adapter_of(parts) for task, parts in _by_task(checkpoint, names).items()}
+    broken = [shown(task) for task, adapter in found.items() if adapter is None]
     if broken:
         raise CheckpointError(
             f"{checkpoint.path}: the adapters of these tasks are incomplete",
             details=broken,
             hint="align again, or bring the whole file back",
         )
-    return {task: Adapter(parts["down"], parts["up"]) for task, parts in found.items()}
-
-
-def _is_adapter(part: Mapping[str, Tensor]) -> bool:
-    """Whether these are Down [r, d] and Up [d, r]."""
-    if set(part) != {"down", "up"} or any(value.ndim != 2 for value in part.values()):
-        return False
-    floating = all(value.is_floating_point() for value in part.values())
-    return floating and part["down"].shape == part["up"].mT.shape
+    return {task: adapter for task, adapter in found.items() if adapter is not None}
 
 
 def write_alignment(path: Path, alignment: Alignment, masks: Mapping[str, Tensor]) -> None:
@@ -158,7 +151,7 @@ def write_alignment(path: Path, alignment: Alignment, masks: Mapping[str, Tensor
     for task, parts in alignment.heads.items():
         tensors |= {f"{_HEAD}{part}.{task}": value for part, value in parts.items()}
     for task, adapter in alignment.adapters.items():
-        tensors |= {f"{_ADAPTER}down.{task}": adapter.down, f"{_ADAPTER}up.{task}": adapter.up}
+        tensors |= {f"{_ADAPTER}{part}.{task}": value for part, value in adapter.parts.items()}
     specs = [TensorSpec(name, "F32", tuple(value.shape)) for name, value in tensors.items()]
     content: dict[str, object] = {"headroom": alignment.headroom, "layer": alignment.layer}
     if alignment.measures:

@@ -21,12 +21,16 @@ MOMA = "moma"
 FILES = {
     "surgery": "features/surgery.py",
     "probsurgery": "features/probsurgery.py",
+    "surgery-v2": "features/surgery_v2.py",
     "aligned-c": "features/aligned_c.py",
 }
 """Where the methods other than moma's own are."""
 
-ADDING = frozenset({"surgery", "probsurgery"})
+ADDING = frozenset({"surgery", "probsurgery", "surgery-v2"})
 """Those that put something behind the model, and so add parameters to it."""
+
+DEEP = frozenset({"surgery-v2"})
+"""Those that mend features on their way through the encoder, so that it has to run again."""
 
 _SHARED = {"seed": 0}
 _FLAGS = {"steps": "--steps", "batch_size": "--batch-size", "seed": "--seed"}

@@ -4,6 +4,8 @@ A run that is stopped goes on after the last task that was finished.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +17,16 @@ from momacli.alignment.outcome import CHECKED, Outcome
 from momacli.alignment.report import task_report
 from momacli.alignment.resume import Keeper
 from momacli.data.order import generator_of
-from momacli.features.adapter import Adapter
+from momacli.features.adapter import Adapter, adapter_of
 from momacli.models.interface import Encoder, Head
 from momacli.progress import Listener, Notice, Progress
 from momacli.signals import uninterrupted
+
+Told = Callable[[int, float], None]
+"""Is told how many steps are done, and the loss of the last."""
+
+Fit = Callable[[TaskData, Told], dict[str, Tensor]]
+"""Fits one task; returns what was found, by part."""
 
 
 def fit_on_features(
@@ -34,13 +42,25 @@ def fit_on_features(
     """
     merged = merged_features(encoder, tasks, listener)
     check_finite(merged, tasks)
+    of_task = {task.task: z_m for task, z_m in zip(tasks, merged, strict=True)}
+    fit = partial(_fit, method, of_task)
+    done = task_by_task(tasks, method, fit, keeper, listener)
+    if method.name in ADDING:
+        return adapted(tasks, merged, method, done, lambda _, adapter, z_m: adapter(z_m))
+    return _trained(tasks, merged, method, done)
+
+
+def task_by_task(
+    tasks: Sequence[TaskData], method: FeatureMethod, fit: Fit, keeper: Keeper, listener: Listener
+) -> dict[str, dict[str, Tensor]]:
+    """Fit what is not kept of an earlier run, and return what was found of all, by task."""
     done = _resumed(keeper, listener)
     try:
-        for number, (task, z_m) in enumerate(zip(tasks, merged, strict=True)):
+        for number, task in enumerate(tasks):
             if task.task in done:
                 continue
             told = _telling(method, number, len(tasks), task.task, listener)
-            done[task.task] = _fit(method, task, z_m, told)
+            done[task.task] = fit(task, told)
             if keeper.every and number + 1 < len(tasks):
                 _keep(keeper, done)
     except KeyboardInterrupt:
@@ -48,30 +68,28 @@ def fit_on_features(
             _keep(keeper, done)
         listener(Notice(f"stopped after {len(done)} tasks; the same command goes on from there"))
         raise
-    if method.name in ADDING:
-        return _adapted(tasks, merged, method, done)
-    return _trained(tasks, merged, method, done)
+    return done
+
+
+def keywords_of(method: FeatureMethod, task: TaskData, told: Told) -> dict[str, Any]:
+    """What a method's function takes besides its inputs."""
+    generator = generator_of(method.options["seed"], task.task)
+    return {**method.own_options, "generator": generator, "on_step": told}
 
 
 def _fit(
-    method: FeatureMethod, task: TaskData, merged: Tensor, told: Callable[[int, float], None]
+    method: FeatureMethod, merged: Mapping[str, Tensor], task: TaskData, told: Told
 ) -> dict[str, Tensor]:
-    """Fit one task; returns what was found, by part."""
-    inputs = (merged, task.finetuned)
-    keywords = method.own_options | {
-        "generator": generator_of(method.options["seed"], task.task),
-        "on_step": told,
-    }
+    inputs = (merged[task.task], task.finetuned)
+    keywords = keywords_of(method, task, told)
     if method.name in ADDING:
         adapter: Adapter = method.function(*inputs, **keywords)
-        return {"down": adapter.down, "up": adapter.up}
+        return adapter.parts
     head: Head = method.function(*inputs, task.head, **keywords)
     return {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
 
 
-def _telling(
-    method: FeatureMethod, number: int, count: int, task: str, listener: Listener
-) -> Callable[[int, float], None]:
+def _telling(method: FeatureMethod, number: int, count: int, task: str, listener: Listener) -> Told:
     """Tell of the steps of one task as part of those of all."""
 
     def tell(done: int, loss: float) -> None:
@@ -106,17 +124,20 @@ def _resumed(keeper: Keeper, listener: Listener) -> dict[str, dict[str, Tensor]]
 
 
 @torch.no_grad()
-def _adapted(
+def adapted(
     tasks: Sequence[TaskData],
     merged: Sequence[Tensor],
     method: FeatureMethod,
     found: Mapping[str, Mapping[str, Tensor]],
+    mend: Callable[[TaskData, Adapter, Tensor], Tensor],
 ) -> Outcome:
+    """The outcome of adapters; mend: gives a task's mended features, its merged ones given."""
     reports, logits, adapters = {}, {}, {}
     for task, z_m in zip(tasks, merged, strict=True):
-        parts = found[task.task]
-        adapter = Adapter(parts["down"].to(z_m.device), parts["up"].to(z_m.device))
-        mended = adapter(z_m)
+        adapter = adapter_of(found[task.task])
+        assert adapter is not None
+        adapter = adapter.to(z_m.device)
+        mended = mend(task, adapter, z_m)
         distances = [float((z - task.finetuned).abs().mean()) for z in (z_m, mended)]
         reports[task.task] = task_report(
             z_m,

@@ -85,7 +85,7 @@ def finetuned_task(
         Entry(MergedCache(cache, _merged_weights(inputs), listener=inputs.listener), merged_key),
     )
     if features is None:
-        classifier.load_encoder(_expert_reader(expert, inputs.base))
+        classifier.load_encoder(expert_reader(expert, inputs.base))
         stage = f"fine-tuned features of {task}"
         features = encode_all(classifier, [data], stage, inputs.listener)[0]
         features = cache.put(key, features)
@@ -142,7 +142,7 @@ def _processor(model: TaskModel) -> dict[str, str]:
     }
 
 
-def _expert_reader(expert: Expert, base: Checkpoint) -> Callable[[str], Tensor]:
+def expert_reader(expert: Expert, base: Checkpoint) -> Callable[[str], Tensor]:
     """Read theta_t: the expert's own tensors, or base plus task vector."""
     entries = expert.checkpoint.entries
 

@@ -46,8 +46,8 @@ def align(
         str,
         typer.Option(
             metavar="METHOD",
-            help="moma (default), aligned-c, surgery or probsurgery; the last two add parameters, "
-            "in a file beside the model. `moma methods METHOD` explains one.",
+            help="moma (default), aligned-c, surgery, probsurgery or surgery-v2; the last three "
+            "add parameters, in a file beside the model. `moma methods METHOD` explains one.",
         ),
     ] = "moma",
     device: Device = "auto",

@@ -21,7 +21,12 @@ class Alignment:
     has_mask: bool = False
 
 
-_TITLES = {"surgery": "Surgery", "probsurgery": "ProbSurgery", "aligned-c": "Aligned-C"}
+_TITLES = {
+    "surgery": "Surgery",
+    "probsurgery": "ProbSurgery",
+    "surgery-v2": "SurgeryV2",
+    "aligned-c": "Aligned-C",
+}
 
 ALIGNMENTS: Mapping[str, Alignment] = {
     **{name: Alignment(_TITLES.get(name, name), ("--method", name)) for name in FILES},

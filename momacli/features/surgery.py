@@ -4,8 +4,7 @@
 
 on raw, not normalised, features. The merged encoder and the head stay as they are. Each task
 has an adapter of its own, fitted by itself; the published code does the same through the whole
-encoder, with the same result at many times the cost. Its second version (SurgeryV2) has adapters
-behind every block of the encoder too, and so needs more than features; it is not offered.
+encoder, with the same result at many times the cost.
 """
 
 from collections.abc import Callable

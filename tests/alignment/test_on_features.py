@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from momacli.alignment.catalog import feature_method, method_names
+from momacli.alignment.catalog import DEEP, feature_method, method_names
 from momacli.alignment.encoding import TaskData
 from momacli.alignment.on_features import fit_on_features
 from momacli.alignment.resume import Keeper
@@ -11,7 +11,7 @@ from momacli.errors import DivergenceError
 from momacli.models.interface import Head
 from momacli.progress import Progress, ignore
 
-METHODS = [name for name in method_names() if name != "moma"]
+METHODS = [name for name in method_names() if name not in {"moma", *DEEP}]
 QUICK = {"steps": 60, "rate": 0.01}
 
 
