@@ -16,7 +16,7 @@ from tiny_models import CLASSES
 from momacli.absorb import absorb
 from momacli.align import align
 from momacli.alignment.settings import Settings
-from momacli.errors import ConflictError, DataError, MomaError, UsageError
+from momacli.errors import CheckpointError, ConflictError, DataError, MomaError, UsageError
 from momacli.evaluate import evaluate
 from momacli.features.procrustes import orthogonality_error
 from momacli.merge import merge
@@ -340,6 +340,16 @@ def test_a_task_without_samples_is_listed_before_any_work(merged):
         align(data="partial", settings=QUICK)
     assert caught.value.details == ("dogs: no folder or file",)
     assert nothing_was_written(merged)
+
+
+def test_a_folder_given_for_an_alignment_is_refused_with_the_file_that_is_meant(merged):
+    align(data="unlabeled", settings=Settings(mask="none"))
+
+    for folder, meant in (("aligned", "aligned/alignment.safetensors"), ("merged", "moma align")):
+        with pytest.raises(CheckpointError, match=f"{folder} is a folder") as caught:
+            absorb("merged", folder, output="absorbed")
+
+        assert meant in str(caught.value.hint)
 
 
 def test_an_alignment_is_only_absorbed_by_the_model_it_was_made_for(merged):

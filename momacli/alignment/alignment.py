@@ -20,7 +20,8 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from momacli.checkpoint.escaping import shown
+from momacli.alignment.beside import ALIGNMENT
+from momacli.checkpoint.escaping import shown, shown_path
 from momacli.checkpoint.provenance import KEY, Recipe, decode_recipe
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
@@ -29,6 +30,7 @@ from momacli.features.adapter import Adapter, adapter_of
 
 _MASK, _TRANSFORM, _HEAD, _ADAPTER = "mask.", "transform.", "head.", "adapter."
 _ALIGNMENT_KEY = "alignment"
+_WHERE_FROM = "moma align writes one with its output"
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ def alignment_of(
 @contextmanager
 def open_alignment(path: Path) -> Iterator[Alignment]:
     """Open an alignment file. Raises CheckpointError if it is none."""
+    if path.is_dir():
+        there = (path / ALIGNMENT).is_file()
+        raise CheckpointError(
+            f"{shown_path(path)} is a folder, expected an alignment",
+            hint=f"give {shown_path(path / ALIGNMENT)}" if there else _WHERE_FROM,
+        )
     with Checkpoint.open(path) as checkpoint:
         recipe = decode_recipe(checkpoint.metadata, path)
         try:
@@ -99,7 +107,7 @@ def open_alignment(path: Path) -> Iterator[Alignment]:
             headroom, layer = float(content["headroom"]), str(content["layer"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{path} is not an alignment", hint="moma align writes one with its output"
+                f"{shown_path(path)} is not an alignment", hint=_WHERE_FROM
             ) from error
         if recipe is None or recipe.merged is None:
             raise CheckpointError(f"{path} does not say which merged model it belongs to")

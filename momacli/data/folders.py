@@ -183,10 +183,17 @@ def _kind_of(entry: "os.DirEntry[str]", leave_out: LeaveOut) -> Literal["folder"
 
 
 def labels_of(folder: Path, files: Sequence[Path], classes: Sequence[str]) -> list[int]:
-    """Class index of each file by its class folder. Raises DataError for unknown class folders.
+    """Class index of each file by its class folder, which bears the class's name or number.
 
-    A class folder bears the class's name, or its number.
+    Raises DataError for unknown class folders, and for files that are in none.
     """
+    loose = [file.name for file in files if file.parent == folder]
+    if loose:
+        raise DataError(
+            f"{len(loose)} of {len(files)} images in {folder} are in no class folder",
+            details=loose[:3],
+            hint=f"labeled images lie as {folder}/CLASS/{loose[0]}",
+        )
     names = [file.relative_to(folder).parts[0] for file in files]
     return class_numbers(names, classes, f"{folder} has class folders")
 

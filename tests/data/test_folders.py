@@ -144,8 +144,13 @@ def test_a_class_folder_the_model_does_not_know_is_named_with_the_known_ones(tmp
 
 
 def test_images_outside_any_class_folder_are_refused_as_labels(tmp_path):
-    with pytest.raises(DataError):
-        labels_of(tmp_path, [tmp_path / "1.png"], ["dog", "cat"])
+    files = [tmp_path / "1.png", tmp_path / "dog/2.png"]
+
+    with pytest.raises(DataError, match="1 of 2 images") as caught:
+        labels_of(tmp_path, files, ["dog", "cat"])
+
+    assert caught.value.details == ("1.png",)
+    assert f"{tmp_path}/CLASS/1.png" in str(caught.value.hint)
 
 
 def test_text_files_stand_for_their_tasks_and_single_paths_are_given_by_name(tmp_path):
