@@ -28,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-from tests.benchmarks import large, merge_cost, on_features
+from tests.benchmarks import headers, large, merge_cost, on_features
 from tests.benchmarks.cells import Cells
 from tests.benchmarks.comparison import as_json, compare, table
 from tests.benchmarks.merge_cost import Cost, measure
@@ -130,6 +130,9 @@ def main() -> None:
     command = commands.add_parser("merge", help="what a merge costs")
     merge_cost.add_arguments(command)
     command.set_defaults(run=merge_cost.run)
+    command = commands.add_parser("headers", help="what it costs to read headers strictly")
+    headers.add_arguments(command)
+    command.set_defaults(run=headers.run)
     command = commands.add_parser("large", help="what merges of a 70B model need")
     large.add_arguments(command)
     command.set_defaults(run=large.run)
