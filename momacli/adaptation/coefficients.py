@@ -14,16 +14,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from momacli.adaptation.leaves import Leaves
+from momacli.adaptation.leaves import LOSS_SCALE, Leaves
 
 Per = Literal["task", "layer"]
 
 
 def merged(
-    theta_0: Float[Tensor, " n"], task_vectors: Float[Tensor, "T n"], lam: Float[Tensor, " T"]
+    theta_0: Float[Tensor, " n"],
+    task_vectors: Float[Tensor, "T n"],
+    lam: Float[Tensor, " T"],
+    *,
+    out: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, " n"]:
-    """Return theta_0 + sum_t lambda_t tau_t of one layer."""
-    return torch.addmv(theta_0, task_vectors.mT, lam)
+    """Return theta_0 + sum_t lambda_t tau_t of one layer, in `out` where it is given."""
+    return torch.addmv(theta_0, task_vectors.mT, lam, out=out)
 
 
 def pull_back(
@@ -84,13 +88,13 @@ class Coefficients:
         lam = self.used
         for layer, part in enumerate(self.leaves.slices):
             theta_0, taus = self.theta_0[part], self.task_vectors[layer]
-            self.leaves.theta[part] = merged(theta_0, taus, lam[:, layer])
+            merged(theta_0, taus, lam[:, layer], out=self.leaves.theta[part])
 
     def step(self) -> None:
-        """Move lambda by one step of Adam along the encoder's gradient, which is then zero."""
-        parts = [self.leaves.gradient[part] for part in self.leaves.slices]
-        self.move([pull_back(g, taus) for g, taus in zip(parts, self.task_vectors, strict=True)])
-        self.leaves.gradient.zero_()
+        """Move lambda by one step of Adam along the encoder's gradient, which is then dropped."""
+        pairs = zip(self.leaves.gradients(), self.task_vectors, strict=True)
+        self.move([pull_back(g, taus) / LOSS_SCALE for g, taus in pairs])
+        self.leaves.drop_gradients()
 
     def move(self, gradients: Sequence[Float[Tensor, " T"]]) -> None:
         """Take a step of Adam along dL/dlambda, given of each layer.

@@ -21,6 +21,7 @@ from momacli.adaptation.concrete import ConcreteMask
 from momacli.adaptation.concrete_task_arithmetic import LastMask
 from momacli.adaptation.ensemble import Ensemble, Merged
 from momacli.adaptation.fit import descend
+from momacli.adaptation.leaves import LOSS_SCALE
 
 ENCODERS, ENCODERS_PER_EXPERT = 8, 1
 """What is held, in sizes of the merged tensors in float32: as by `concrete-task-arithmetic`,
@@ -108,37 +109,34 @@ class MaskedCoefficients:
             self._begin_last_part()
         elif self._taken < self._first_part and self._taken % 2 == 0:
             self._coefficients.reset()
-            self._mask.draw(self._ensemble.generator(f"mask {self._taken // 2}"))
+            self._mask.draw(self._ensemble.uniform(f"mask {self._taken // 2}"))
         lam = self._coefficients.used
         for layer, part in enumerate(self._leaves.slices):
             torch.mv(self._coefficients.task_vectors[layer].mT, lam[:, layer], out=self._sum[part])
-            product = self._sum[part] * self._mask.mask(part)
-            torch.add(self._coefficients.theta_0[part], product, out=self._leaves.theta[part])
+            theta_0, theta = self._coefficients.theta_0[part], self._leaves.theta[part]
+            self._mask.masked(part, self._sum[part], plus=theta_0, out=theta)
 
     def _begin_last_part(self) -> None:
         self._coefficients.reset(rate=self._rate)
         if self._last == "sampled":
-            self._mask.draw(self._ensemble.generator("last mask"))
+            self._mask.draw(self._ensemble.uniform("last mask"))
         else:
             self._mask.expect()
 
     @torch.no_grad()
     def step(self) -> None:
         """Move the coefficients or, after they have moved once, the mask."""
+        pairs = zip(self._leaves.slices, self._leaves.gradients(), strict=True)
         if self._taken < self._first_part and self._taken % 2:
-            for part in self._leaves.slices:
-                h = self._leaves.gradient[part].mul_(self._sum[part])
-                self._mask.step(part, h, rate=self._mask_rate)
+            for part, gradient in pairs:
+                self._mask.step(part, gradient, self._sum[part], rate=self._mask_rate)
         else:
-            self._coefficients.move(
-                [
-                    pull_back(self._leaves.gradient[part] * self._mask.mask(part), taus)
-                    for part, taus in zip(
-                        self._leaves.slices, self._coefficients.task_vectors, strict=True
-                    )
-                ]
-            )
-        self._leaves.gradient.zero_()
+            found = []
+            for (part, gradient), taus in zip(pairs, self._coefficients.task_vectors, strict=True):
+                self._mask.masked(part, gradient, out=gradient)
+                found.append(pull_back(gradient, taus) / LOSS_SCALE)
+            self._coefficients.move(found)
+        self._leaves.drop_gradients()
         self._taken += 1
 
     def state(self) -> dict[str, Tensor]:

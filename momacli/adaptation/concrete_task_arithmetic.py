@@ -89,13 +89,13 @@ class MaskedSum:
 
     def place(self) -> None:
         """Draw a mask, and give the encoder theta_m."""
-        self._mask.draw(self._ensemble.generator(f"mask {self._taken}"))
+        self._mask.draw(self._ensemble.uniform(f"mask {self._taken}"))
         self.place_mask()
 
     def draw_last(self, mask: LastMask) -> None:
         """Draw the mask that stays, or take the probabilities."""
         if mask == "sampled":
-            self._mask.draw(self._ensemble.generator("last mask"))
+            self._mask.draw(self._ensemble.uniform("last mask"))
         else:
             self._mask.expect()
 
@@ -103,16 +103,15 @@ class MaskedSum:
     def place_mask(self) -> None:
         """Give the encoder theta_0 + m * lambda sum_t tau_t with the present mask."""
         for part in self._leaves.slices:
-            product = self._tau[part] * self._mask.mask(part)
-            torch.add(self._theta_0[part], product, out=self._leaves.theta[part])
+            theta_0, theta = self._theta_0[part], self._leaves.theta[part]
+            self._mask.masked(part, self._tau[part], plus=theta_0, out=theta)
 
     @torch.no_grad()
     def step(self) -> None:
         """Move the logits by one step of Adam along the encoder's gradient."""
-        for part in self._leaves.slices:
-            h = self._leaves.gradient[part].mul_(self._tau[part])
-            self._mask.step(part, h, rate=self._rate)
-        self._leaves.gradient.zero_()
+        for part, gradient in zip(self._leaves.slices, self._leaves.gradients(), strict=True):
+            self._mask.step(part, gradient, self._tau[part], rate=self._rate)
+        self._leaves.drop_gradients()
         self._taken += 1
 
     def state(self) -> dict[str, Tensor]:

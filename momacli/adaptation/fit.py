@@ -14,6 +14,7 @@ from torch import Tensor
 
 from momacli.adaptation.ensemble import Ensemble, Task
 from momacli.adaptation.entropy import mean_entropy
+from momacli.adaptation.leaves import LOSS_SCALE
 from momacli.data.order import shuffled
 from momacli.errors import DivergenceError
 from momacli.progress import Notice, Progress
@@ -29,7 +30,7 @@ class Learned(Protocol):
         ...
 
     def step(self) -> None:
-        """Move along the encoder's gradients, which are then zero."""
+        """Move along the encoder's gradients, which are of LOSS_SCALE times the loss."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -94,7 +95,7 @@ def _losses(
     losses = torch.stack(
         [mean_entropy(task.head(part)) for task, part in zip(tasks, parts, strict=True)]
     )
-    losses.sum().backward()
+    (LOSS_SCALE * losses.sum()).backward()
     return _finite(losses.detach(), tasks, number, rate_option)
 
 

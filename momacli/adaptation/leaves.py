@@ -1,7 +1,9 @@
-"""An encoder's parameters as one vector, and their gradients as another.
+"""An encoder's parameters as one vector, and their gradients one by one.
 
 The merged weights are leaves: no autograd graph runs through the merge, whatever it is, so that
-the memory does not grow with the number of tasks.
+the memory does not grow with the number of tasks. A gradient is the tensor that the backward pass
+made, of which nothing is kept for the next: the last activations are gone by the time that the
+last gradients come.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,9 +12,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+LOSS_SCALE = 2.0**64
+"""What a loss is multiplied by before its gradient is taken, and this divided by again.
+
+Where a model is sure of its answers, the gradient of their entropy is below the normal numbers of
+float32, with which processors compute several times as slowly, and less precisely. A power of two
+changes nothing else.
+"""
+
+_BLOCK = 1 << 18
+"""Entries of some vectors that are in the cache together."""
+
+
+def blocks(part: slice) -> Iterator[slice]:
+    """The pieces of a part of a vector that are computed with one after the other."""
+    for start in range(part.start, part.stop, _BLOCK):
+        yield slice(start, min(start + _BLOCK, part.stop))
+
 
 class Leaves:
-    """Parameters that are views of `theta`, whose gradients are summed in views of `gradient`."""
+    """Parameters that are views of `theta`."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]):
         """Take over the parameters with the values they have."""
@@ -25,14 +44,23 @@ class Leaves:
         self.theta: Float[Tensor, " n"] = torch.cat(
             [parameter.detach().reshape(-1).float() for parameter in self._parameters]
         )
-        self.gradient: Float[Tensor, " n"] = torch.zeros_like(self.theta)
         for parameter, part, shape in self._places():
             parameter.data = self.theta[part].view(shape)
             parameter.requires_grad_(True)
-            parameter.grad = self.gradient[part].view(shape)
 
     def _places(self) -> Iterator[tuple[nn.Parameter, slice, torch.Size]]:
         return zip(self._parameters, self.slices, self.shapes, strict=True)
+
+    def gradients(self) -> Iterator[Float[Tensor, " n"]]:
+        """LOSS_SCALE dL/dtheta_m of each parameter, zeros where it has no part in the loss."""
+        for parameter in self._parameters:
+            found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            yield found.reshape(-1)
+
+    def drop_gradients(self) -> None:
+        """Let the next backward pass begin without."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def merged(self) -> dict[str, Tensor]:
         """A copy of the present values, by name, in the processor's memory."""
@@ -43,4 +71,4 @@ class Leaves:
         """Stop learning: drop the gradients."""
         for parameter in self._parameters:
             parameter.requires_grad_(False)
-            parameter.grad = None
+        self.drop_gradients()

@@ -15,10 +15,10 @@ def autograd_merge(ensemble, per, mask_steps, steps, lam, mask_rate, rate):
     inner = torch.optim.Adam([coefficients], lr=1.0)
     outer = torch.optim.Adam(x.values(), lr=mask_rate)
 
-    def drawn(generator):
+    def drawn(uniform):
         masks = {}
         for name in names:
-            u = torch.rand(x[name].shape, generator=generator)
+            u = uniform(len(x[name]))
             s = torch.sigmoid((x[name] + torch.logit(u)) / 0.5)
             masks[name] = (s / s.mean()).reshape(ensemble.base(name).shape)
         return masks
@@ -38,11 +38,11 @@ def autograd_merge(ensemble, per, mask_steps, steps, lam, mask_rate, rate):
         optimizer.step()
 
     for step in range(mask_steps):
-        masks = drawn(ensemble.generator(f"mask {step}"))
+        masks = drawn(ensemble.uniform(f"mask {step}"))
         coefficients.data.fill_(lam)
         move({name: mask.detach() for name, mask in masks.items()}, inner)
         move(masks, outer)
-    masks = {n: mask.detach() for n, mask in drawn(ensemble.generator("last mask")).items()}
+    masks = {n: mask.detach() for n, mask in drawn(ensemble.uniform("last mask")).items()}
     coefficients.data.fill_(lam)
     last = torch.optim.Adam([coefficients], lr=rate)
     for _ in range(steps):
