@@ -1,14 +1,15 @@
 """Why a merge lost accuracy: what its features still hold, and which map would bring it back."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from momacli import __version__
 from momacli.data.reading import Reading
+from momacli.errors import ConflictError
 from momacli.probing.settings import Settings
 from momacli.progress import Listener, Notice, Progress, ignore
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from momacli.data.features import FeatureCache
     from momacli.data.folders import Data
     from momacli.probing.features import TaskFeatures
-    from momacli.probing.findings import Curves, Places, TaskFindings
+    from momacli.probing.findings import Curves, Places, Protocols, TaskFindings
+    from momacli.probing.tables import Models
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ProbeReport:
     settings: Mapping[str, Any]
     device: str
     seconds: float
+    compared: "Models" = field(default_factory=dict)  # models beside it, by path, then task
     dry_run: bool = False
 
 
@@ -39,6 +42,7 @@ def probe(
     merged: str | Path | None = None,
     *,
     data: "Data",
+    compared: Sequence[str | Path] = (),
     settings: Settings | None = None,
     reading: Reading | None = None,
     output: str | Path | None = None,
@@ -57,6 +61,8 @@ def probe(
     merged: what `merge` or `align` wrote; default `merged/` or `merged.safetensors`.
     data: labeled samples, as `evaluate` reads them. They are split in two: maps are fitted and
         few labeled samples chosen on one part, and all is evaluated on the other.
+    compared: other models of the same tasks that are evaluated in the same ways, as the paper's
+        Tables 7 to 10 do; the first alone is probed further.
     output: a folder for the report: a page, figures as PNG and SVG, tables as CSV. Without
         one nothing is written and t-SNE is left out.
     cache: folder of features, default ~/.cache/moma.
@@ -71,17 +77,21 @@ def probe(
     settings = settings or Settings()
     with ExitStack() as stack:
         path = Path(merged) if merged is not None else default_input("probe")
-        sources = open_sources(
-            stack,
-            path,
-            data,
-            device=device,
-            base=base,
-            config=Path(config) if config else None,
-            pooling=pooling,
-            features=features,
-            listener=listener,
-        )
+        sources, *others = [
+            open_sources(
+                stack,
+                each,
+                data,
+                device=device,
+                base=base,
+                config=Path(config) if config else None,
+                pooling=pooling,
+                features=features,
+                listener=listener,
+            )
+            for each in (path, *map(Path, compared))
+        ]
+        _check_tasks(sources, others)
         target = None
         if output is not None:
             read = [path, sources.base.path, *sources.data.values()]
@@ -100,12 +110,28 @@ def probe(
         )
         if not dry_run:
             kept = FeatureCache(Path(cache) if cache else default_cache(), listener=listener)
-            report = _run(sources, report, settings, reading or Reading(), kept)
+            report = _run(sources, others, report, settings, reading or Reading(), kept)
         return replace(report, seconds=time.monotonic() - started)
+
+
+def _check_tasks(sources: "Sources", others: "Sequence[Sources]") -> None:
+    tasks = set(sources.model.tasks)
+    wrong = [
+        f"{one.model.path}: {', '.join(sorted(one.model.tasks))}"
+        for one in others
+        if set(one.model.tasks) != tasks
+    ]
+    if wrong:
+        raise ConflictError(
+            f"{sources.model.path} is compared with models of other tasks than "
+            f"{', '.join(sorted(tasks))}",
+            details=wrong,
+        )
 
 
 def _run(
     sources: "Sources",
+    others: "Sequence[Sources]",
     report: ProbeReport,
     settings: Settings,
     reading: Reading,
@@ -123,11 +149,28 @@ def _run(
         if there is not None:
             places[task] = there
     sources.listener(Progress("probing", len(found), len(found), "tasks"))
+    compared = {str(one.model.path): _evaluated(one, settings, reading, cache) for one in others}
     if report.output is not None:
         facts = _facts(sources, reading)
         name = str(report.merged)
-        write_report(report.output, name, tasks, curves, places, settings, facts)
-    return replace(report, tasks=tasks)
+        write_report(report.output, name, tasks, compared, curves, places, settings, facts)
+    return replace(report, tasks=tasks, compared=compared)
+
+
+def _evaluated(
+    sources: "Sources", settings: Settings, reading: Reading, cache: "FeatureCache"
+) -> "dict[str, Protocols]":
+    """The evaluations of a model that is compared, by task, on the same samples."""
+    from momacli.probing.analysis import TaskProbe
+    from momacli.probing.features import load_features
+
+    found = {}
+    features = load_features(sources, reading, cache)
+    for done, one in enumerate(features, start=1):
+        found[one.task] = TaskProbe(one, settings).protocols()
+        stage = f"evaluating {sources.model.path}"
+        sources.listener(Progress(stage, done, len(features), "tasks"))
+    return found
 
 
 def _probed(

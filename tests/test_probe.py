@@ -18,8 +18,11 @@ from momacli.errors import ConflictError, OutputError
 from momacli.evaluate import evaluate
 from momacli.merge import merge
 from momacli.probe import probe
+from momacli.probing.findings import FewShot, Protocols
 from momacli.probing.settings import Settings
+from momacli.probing.tables import accuracy_cells, few_shot_rows
 from momacli.progress import Progress
+from momacli.statistics.score import Score
 
 TASKS = ("cats", "dogs")
 QUICK = Settings(shots=(Shots(1), Shots(3)), draws=2, steps=5, points=10)
@@ -33,7 +36,13 @@ def made(tmp_path_factory, vit_folders, vit_images):
         shutil.copytree(vit_folders / name, root / name)
     shutil.copytree(vit_images / "labeled", root / "labeled")
     merge([root / task for task in TASKS], base=root / "base", output=root / "merged")
-    report = probe_of(root, output=root / "report")
+    merge(
+        [root / task for task in TASKS],
+        base=root / "base",
+        options={"lam": 0.0},
+        output=root / "pre-trained",
+    )
+    report = probe_of(root, compared=[root / "pre-trained"], output=root / "report")
     return root, report
 
 
@@ -67,6 +76,51 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_models_are_shown_beside_by_the_same_samples_and_choices(made):
+    root, report = made
+    itself = probe_of(root, compared=[root / "merged"]).compared[str(root / "merged")]
+
+    for task, found in report.tasks.items():
+        assert {key: getattr(found, key) for key in vars(itself[task])} == vars(itself[task])
+    (other,) = report.compared.values()
+    whole = evaluate([root / "pre-trained"], data=root / "labeled").scores
+    for task, score in whole[str(root / "pre-trained")].items():
+        half = other[task].merged
+        assert 0 <= score.correct - half.correct <= score.total - half.total
+    paths = {str(root / name) for name in ("merged", "pre-trained")}
+    rows = csv_rows(root / "report" / "tables" / "few-shot.csv")
+    assert {row["model"] for row in rows} == paths
+    page = (root / "report" / "index.html").read_text(encoding="utf-8")
+    assert all(f'<th scope="row">{path}</th>' in page for path in paths)
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_model_of_other_tasks_is_not_shown_beside(made, vit_folders):
+    root, _ = made
+    merge([vit_folders / "birds"], base=root / "base", output=root / "birds-alone", force=True)
+
+    with pytest.raises(ConflictError, match="models of other tasks"):
+        probe(root / "merged", data=root / "labeled", compared=[root / "birds-alone"])
+
+
+def test_the_deviation_of_an_average_is_over_choices_not_over_tasks():
+    found = [FewShot(0.5, 0.1, 3, (0.4, 0.6)), FewShot(0.5, 0.1, 3, (0.6, 0.4))]
+    tasks = {
+        str(number): Protocols(Score(1, 2), Score(1, 2), {"1": one}, {})
+        for number, one in enumerate(found)
+    }
+
+    row = few_shot_rows({"merged": tasks})[-1]
+
+    assert row.deviations == [0.1, 0.1]
+    assert row.of_average == 0.0
+    assert accuracy_cells([row]) == [["+ kNN, 1 a class", *["50.0 ± 10.0"] * 2, "50.0 ± 0.0"]]
 
 
 def test_numbers_are_those_of_evaluate_on_the_evaluated_half(made):

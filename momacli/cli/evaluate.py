@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from momacli.cli.options import Device, Features, ModelConfig, Pooling
+from momacli.cli.options import Compared, Device, Features, ModelConfig, Pooling
 from momacli.cli.reading import (
     LabelColumn,
     LabeledData,
@@ -34,10 +34,7 @@ def evaluate(
         ),
     ],
     data: LabeledData,
-    compare: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL", help="Another model to show beside; repeatable."),
-    ] = None,
+    compare: Compared = None,
     config: ModelConfig = None,
     pooling: Pooling = None,
     features: Features = None,

@@ -18,6 +18,10 @@ Cache = Annotated[
     str | None,
     typer.Option(metavar="FOLDER", help="Fine-tuned features are kept here; ~/.cache/moma."),
 ]
+Compared = Annotated[
+    list[str] | None,
+    typer.Option("--compare", metavar="MODEL", help="Another model to show beside; repeatable."),
+]
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda", help="auto takes a GPU where there is one.")
 ]

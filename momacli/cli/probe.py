@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from momacli.cli.options import Device, Features, Force, ModelConfig, MovedBase, Pooling
+from momacli.cli.options import Compared, Device, Features, Force, ModelConfig, MovedBase, Pooling
 from momacli.cli.reading import (
     LabelColumn,
     LabeledData,
@@ -34,6 +34,7 @@ def probe(
             show_default=False,
         ),
     ] = None,
+    compare: Compared = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -109,6 +110,7 @@ def probe(
         report = probe_model(
             merged,
             data=data,
+            compared=compare or [],
             settings=settings,
             reading=reading_from(
                 max_samples,
@@ -173,9 +175,12 @@ def _plan(report: "ProbeReport") -> list[str]:
 def _accuracies(report: "ProbeReport") -> "Table":
     """A row a method, a column a task, in percent; deviations are in the report and --json."""
     from momacli.cli.console import Table
-    from momacli.probing.tables import accuracy_cells, family_rows, few_shot_rows
+    from momacli.probing.tables import accuracy_cells, family_rows, few_shot_rows, models_of
 
-    rows = [*few_shot_rows(report.tasks), *family_rows(report.tasks)]
+    models = models_of(str(report.merged), report.tasks, report.compared)
+    rows = few_shot_rows(models)
+    own = 1 + (len(rows) - 1) // len(models)
+    rows[own:own] = family_rows(report.tasks)  # the maps are those of the first model
     cells = accuracy_cells(rows, deviation=lambda _: "")
     return Table(("accuracy (%)", *report.tasks, "average"), cells)
 

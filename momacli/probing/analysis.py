@@ -1,6 +1,7 @@
 """Section 3 and appendix D of the paper for one task, from its features alone."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from statistics import fmean, pstdev
 
 import torch
@@ -25,6 +26,7 @@ from momacli.probing.findings import (
     FamilyFit,
     FewShot,
     Places,
+    Protocols,
     TaskFindings,
 )
 from momacli.probing.settings import Settings
@@ -43,14 +45,26 @@ class TaskProbe:
         )
         self._evaluated = second
         self._fitted = second if settings.transductive else self._first
-        eye = torch.eye(
-            features.merged.shape[1], dtype=torch.float64, device=features.merged.device
-        )
-        z_m, z_t = features.merged[self._fitted], features.finetuned[self._fitted]
-        self._maps: Mapping[str, Map] = {
+
+    @cached_property
+    def _maps(self) -> Mapping[str, Map]:
+        merged = self._all.merged
+        eye = torch.eye(merged.shape[1], dtype=torch.float64, device=merged.device)
+        z_m, z_t = merged[self._fitted], self._all.finetuned[self._fitted]
+        return {
             RAW: Map(eye, torch.zeros_like(eye[0])),
             **{name: fit(z_m, z_t) for name, fit in TABLE_1.items()},
         }
+
+    def protocols(self) -> Protocols:
+        """Return what the static head, neighbours and newly trained heads make of the features."""
+        task, rows = self._all, self._evaluated
+        return Protocols(
+            finetuned=self._score(task.head(task.finetuned[rows]).argmax(dim=1)),
+            merged=self._score(task.merged_head(task.merged[rows]).argmax(dim=1)),
+            knn=self._few_shot(self._by_neighbours),
+            aligned_c=self._few_shot(self._by_aligned_head),
+        )
 
     def findings(self) -> tuple[TaskFindings, Curves]:
         """Return all numbers, and the values behind them."""
@@ -60,15 +74,16 @@ class TaskProbe:
         cosines = {name: cosine(z, z_t).cpu() for name, z in moved.items()}
         coefficients = {name: coefficient(z, z_t).cpu() for name, z in moved.items()}
         close = {name: closeness(self._maps[name].matrix, z_m) for name in CONDITIONS[1:]}
+        protocols = self.protocols()
         found = TaskFindings(
+            finetuned=protocols.finetuned,
+            merged=protocols.merged,
+            knn=protocols.knn,
+            aligned_c=protocols.aligned_c,
             classes=task.classes,
             dimensions=z_m.shape[1],
             fitted=len(self._fitted),
             evaluated=len(rows),
-            finetuned=self._score(task.head(z_t).argmax(dim=1)),
-            merged=self._score(task.merged_head(z_m).argmax(dim=1)),
-            knn=self._few_shot(self._by_neighbours),
-            aligned_c=self._few_shot(self._by_aligned_head),
             families={name: self._family(each) for name, each in self._maps.items()},
             agreement={
                 name: Agreement(distribution(cosines[name]), distribution(coefficients[name]))
@@ -127,7 +142,8 @@ class TaskProbe:
                 )
                 accuracies.append(self._score(answers(rows, seed)).accuracy)
                 support = len(rows)
-            found[str(shots)] = FewShot(fmean(accuracies), pstdev(accuracies), support)
+            mean, deviation = fmean(accuracies), pstdev(accuracies)
+            found[str(shots)] = FewShot(mean, deviation, support, tuple(accuracies))
         return found
 
     def _by_neighbours(self, support: list[int], _seed: int) -> Tensor:

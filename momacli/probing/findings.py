@@ -24,6 +24,7 @@ class FewShot:
     mean: float
     deviation: float  # standard deviation over the choices
     support: int  # labeled samples in all
+    accuracies: tuple[float, ...]  # of each choice
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,23 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class TaskFindings:
+class Protocols:
+    """How a model does on one task by the paper's ways to evaluate it (Tables 7 to 10)."""
+
+    finetuned: Score
+    merged: Score  # by the head that the merged model has: the static one, unless it was aligned
+    knn: Mapping[str, FewShot]  # by shots
+    aligned_c: Mapping[str, FewShot]
+
+
+@dataclass(frozen=True)
+class TaskFindings(Protocols):
     """All numbers of one task."""
 
     classes: int
     dimensions: int
     fitted: int  # samples that transforms were fitted on
     evaluated: int
-    finetuned: Score
-    merged: Score  # by the head that the merged model has: the static one, unless it was aligned
-    knn: Mapping[str, FewShot]  # by shots
-    aligned_c: Mapping[str, FewShot]
     families: Mapping[str, FamilyFit]  # raw, and Table 1's
     agreement: Mapping[str, Agreement]  # raw, orthogonal, linear
     closeness: Mapping[str, Closeness]  # orthogonal, linear

@@ -12,12 +12,12 @@ from momacli.checkpoint.naming import choose_output
 from momacli.checkpoint.staging import staged_folder
 from momacli.errors import OutputError
 from momacli.figures.accuracy import save_figure
-from momacli.probing.findings import Curves, Places
+from momacli.probing.findings import Curves, Places, Protocols
 from momacli.probing.markup import Drawing
 from momacli.probing.page import make_page
 from momacli.probing.pictures import pictures
 from momacli.probing.settings import Settings
-from momacli.probing.tables import Tasks, tidy_tables
+from momacli.probing.tables import Models, Tasks, models_of, tidy_tables
 
 PAGE, NUMBERS = "index.html", "numbers.json"
 
@@ -54,28 +54,38 @@ def write_report(
     target: Path,
     merged: str,
     tasks: Tasks,
+    others: Models,
     curves: Mapping[str, Curves],
     places: Mapping[str, Places],
     settings: Settings,
     facts: Mapping[str, str],
 ) -> None:
-    """Write the whole report, or nothing; the same numbers give the same bytes."""
+    """Write the whole report, or nothing; the same numbers give the same bytes.
+
+    others: models that are shown beside the probed one.
+    """
+    models = models_of(merged, tasks, others)
     with staged_folder(target) as folder:
         drawings = _draw(folder, tasks, curves, places)
-        page = make_page(merged, tasks, drawings, settings, facts)
+        page = make_page(merged, tasks, models, drawings, settings, facts)
         (folder / PAGE).write_text(page, encoding="utf-8")
         (folder / "tables").mkdir()
-        for name, rows in tidy_tables(tasks).items():
+        for name, rows in tidy_tables(tasks, models).items():
             (folder / "tables" / f"{name}.csv").write_text(_as_csv(rows), encoding="utf-8")
         content = {
             "merged": merged,
             "settings": settings_as_json(settings),
             "facts": dict(facts),
-            "tasks": {task: asdict(found) for task, found in tasks.items()},
+            "tasks": _as_dicts(tasks),
+            "compared": {name: _as_dicts(found) for name, found in others.items()},
             "files": sorted({*_files(folder), NUMBERS}),
         }
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (folder / NUMBERS).write_text(f"{text}\n", encoding="utf-8")
+
+
+def _as_dicts(tasks: Mapping[str, Protocols]) -> dict[str, dict[str, Any]]:
+    return {task: asdict(found) for task, found in tasks.items()}
 
 
 def settings_as_json(settings: Settings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from momacli.probing.findings import CONDITIONS, Agreement, FamilyFit
 from momacli.probing.markup import Drawing, Section, figure, paragraph, section, table
 from momacli.probing.settings import Settings
 from momacli.probing.tables import (
+    Models,
     Tasks,
     accuracy_cells,
     family_names,
@@ -43,13 +44,15 @@ _MAP_COLUMNS = (
 def make_page(
     merged: str,
     tasks: Tasks,
+    models: Models,
     drawings: Mapping[str, Drawing],
     settings: Settings,
     facts: Mapping[str, str],
 ) -> str:
     """Return the page.
 
-    drawings: by the names of `pictures`. facts: what else made the numbers, for the end.
+    models: the one that was probed, and those beside it. drawings: by the names of `pictures`.
+    facts: what else made the numbers, for the end.
     """
     embeddings = {
         name.removeprefix("embedding-"): one
@@ -57,7 +60,7 @@ def make_page(
         if name.startswith("embedding-")
     }
     sections = [
-        _accuracy(tasks, drawings["few-shot"], settings),
+        _accuracy(tasks, models, drawings["few-shot"], settings),
         _families(tasks, drawings["families"], settings),
         _agreement(tasks, drawings["agreement"]),
         _transforms(tasks, drawings["transforms"]),
@@ -90,7 +93,7 @@ def _lead(tasks: Tasks) -> str:
     )
 
 
-def _accuracy(tasks: Tasks, drawing: Drawing, settings: Settings) -> Section:
+def _accuracy(tasks: Tasks, models: Models, drawing: Drawing, settings: Settings) -> Section:
     return Section(
         "few-shot",
         "Do the features still tell the classes apart?",
@@ -108,9 +111,9 @@ def _accuracy(tasks: Tasks, drawing: Drawing, settings: Settings) -> Section:
                 f"{settings.draws} choices of the labeled samples.",
             ),
             table(
-                "Accuracy in percent (as Tables 7 to 9)",
+                "Accuracy in percent ± its deviation over the choices (as Tables 7 to 10)",
                 ["method", *tasks, "average"],
-                accuracy_cells(few_shot_rows(tasks)),
+                accuracy_cells(few_shot_rows(models)),
             ),
         ],
     )

@@ -1,6 +1,6 @@
 """The figures of a probe, in the order of the page, with what they show in words."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -11,7 +11,7 @@ from momacli.figures.few_shot import Panel, draw_few_shot
 from momacli.figures.figure import Figure
 from momacli.figures.transforms import draw_transforms
 from momacli.probing.findings import CONDITIONS, Curves, FewShot, Places, TaskFindings
-from momacli.probing.tables import Tasks, family_names, percent
+from momacli.probing.tables import Tasks, averaged, family_names, percent
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def _few_shot(tasks: Tasks) -> Figure:
         for task, one in tasks.items()
     ]
     if len(panels) > 1:
-        panels.append(_average(panels))
+        panels.append(_average(list(tasks.values())))
     return draw_few_shot(panels, list(next(iter(tasks.values())).knn))
 
 
@@ -53,16 +53,21 @@ def _curve(found: Mapping[str, FewShot]) -> list[tuple[float, float]]:
     return [(one.mean, one.deviation) for one in found.values()]
 
 
-def _average(panels: list[Panel]) -> Panel:
-    levels = {name: fmean(one.levels[name] for one in panels) for name in panels[0].levels}
-    curves = {
-        name: [
-            (fmean(mean for mean, _ in each), 0.0)
-            for each in zip(*(one.curves[name] for one in panels), strict=True)
-        ]
-        for name in panels[0].curves
-    }
-    return Panel("average", levels, curves)
+def _average(each: Sequence[TaskFindings]) -> Panel:
+    first = each[0]
+    return Panel(
+        "average",
+        {
+            "fine-tuned": fmean(one.finetuned.accuracy for one in each),
+            "merged, static head": fmean(one.merged.accuracy for one in each),
+        },
+        {
+            "kNN": [averaged([one.knn[shots] for one in each]) for shots in first.knn],
+            "Aligned-C": [
+                averaged([one.aligned_c[shots] for one in each]) for shots in first.aligned_c
+            ],
+        },
+    )
 
 
 def _few_shot_in_words(tasks: Tasks) -> str:

@@ -2,11 +2,21 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import fmean, pstdev
 
-from momacli.probing.findings import CONDITIONS, RAW, FamilyFit, FewShot, TaskFindings
+from momacli.probing.findings import (
+    CONDITIONS,
+    RAW,
+    FamilyFit,
+    FewShot,
+    Protocols,
+    TaskFindings,
+)
 
 Tasks = Mapping[str, TaskFindings]
+
+Models = Mapping[str, Mapping[str, Protocols]]
+"""How several models do, by task."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +26,7 @@ class Row:
     name: str
     accuracies: Sequence[float]
     deviations: Sequence[float] | None = None
+    of_average: float = 0.0  # the deviation of the average, where there are deviations
 
     @property
     def average(self) -> float:
@@ -23,22 +34,35 @@ class Row:
         return fmean(self.accuracies)
 
 
-def few_shot_rows(tasks: Tasks) -> list[Row]:
-    """The rows of Tables 7 to 9: the models, then each protocol at each number of samples."""
-    each = list(tasks.values())
-    rows = [
-        Row("fine-tuned", [one.finetuned.accuracy for one in each]),
-        Row("merged", [one.merged.accuracy for one in each]),
-    ]
-    for shots in each[0].knn:
-        rows.append(_drawn(f"+ kNN, {shots} a class", [one.knn[shots] for one in each]))
-    for shots in each[0].aligned_c:
-        rows.append(_drawn(f"+ Aligned-C, {shots} a class", [one.aligned_c[shots] for one in each]))
+def few_shot_rows(models: Models) -> list[Row]:
+    """The rows of Tables 7 to 10: each model, below it each protocol at each number of samples."""
+    first = list(next(iter(models.values())).values())
+    rows = [Row("fine-tuned", [one.finetuned.accuracy for one in first])]
+    for name, tasks in models.items():
+        each = list(tasks.values())
+        rows.append(Row(name, [one.merged.accuracy for one in each]))
+        for shots in each[0].knn:
+            rows.append(_drawn(f"+ kNN, {shots} a class", [one.knn[shots] for one in each]))
+        for shots in each[0].aligned_c:
+            found = [one.aligned_c[shots] for one in each]
+            rows.append(_drawn(f"+ Aligned-C, {shots} a class", found))
     return rows
 
 
 def _drawn(name: str, found: Sequence[FewShot]) -> Row:
-    return Row(name, [one.mean for one in found], [one.deviation for one in found])
+    means, deviations = [one.mean for one in found], [one.deviation for one in found]
+    return Row(name, means, deviations, averaged(found)[1])
+
+
+def averaged(found: Sequence[FewShot]) -> tuple[float, float]:
+    """The mean over tasks, and its deviation over the choices."""
+    averages = [fmean(each) for each in zip(*(one.accuracies for one in found), strict=True)]
+    return fmean(averages), pstdev(averages)
+
+
+def models_of(merged: str, tasks: Tasks, others: Models) -> Models:
+    """The probed model and those beside it, by what tables call them."""
+    return {merged if others else "merged": tasks, **others}
 
 
 def family_rows(tasks: Tasks) -> list[Row]:
@@ -57,16 +81,23 @@ def family_names(tasks: Tasks) -> list[str]:
     return [RAW, *reversed([name for name in found if name != RAW])]
 
 
-def tidy_tables(tasks: Tasks) -> dict[str, list[list[object]]]:
-    """Every number once, by table; the first row of each is its header."""
+def tidy_tables(tasks: Tasks, models: Models) -> dict[str, list[list[object]]]:
+    """Every number once, by table; the first row of each is its header.
+
+    models: the one that was probed, and those beside it.
+    """
     return {
         "accuracy": [
-            ["task", "evaluated", "fine-tuned", "merged"],
-            *([t, f.evaluated, f.finetuned.accuracy, f.merged.accuracy] for t, f in tasks.items()),
+            ["task", "evaluated", "fine-tuned", *models],
+            *(
+                [task, one.evaluated, one.finetuned.accuracy]
+                + [each[task].merged.accuracy for each in models.values()]
+                for task, one in tasks.items()
+            ),
         ],
         "few-shot": [
-            ["task", "protocol", "samples a class", "samples", "accuracy", "deviation"],
-            *_few_shot(tasks),
+            ["model", "task", "protocol", "samples a class", "samples", "accuracy", "deviation"],
+            *([name, *row] for name, each in models.items() for row in _few_shot(each)),
         ],
         "families": [
             ["task", "family", *_FAMILY_COLUMNS],
@@ -103,7 +134,7 @@ def _numbers(one: FamilyFit) -> tuple[float, ...]:
     )
 
 
-def _few_shot(tasks: Tasks) -> Iterator[list[object]]:
+def _few_shot(tasks: Mapping[str, Protocols]) -> Iterator[list[object]]:
     for task, found in tasks.items():
         for protocol, results in (("kNN", found.knn), ("Aligned-C", found.aligned_c)):
             for shots, one in results.items():
@@ -139,8 +170,9 @@ def accuracy_cells(
     """Name, a cell a task, and the average, in percent."""
     cells = []
     for row in rows:
-        each = [percent(value) for value in row.accuracies]
+        each = [percent(value) for value in (*row.accuracies, row.average)]
         if row.deviations is not None:
-            each = [a + deviation(d) for a, d in zip(each, row.deviations, strict=True)]
-        cells.append([row.name, *each, percent(row.average)])
+            spread = (*row.deviations, row.of_average)
+            each = [a + deviation(d) for a, d in zip(each, spread, strict=True)]
+        cells.append([row.name, *each])
     return cells
