@@ -1,7 +1,7 @@
 """Align a merged model with its experts' heads from unlabeled data."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +24,10 @@ from momacli.errors import ModelError, UsageError
 from momacli.progress import Listener, ignore
 
 if TYPE_CHECKING:
+    from momacli.alignment.encoding import TaskData
     from momacli.alignment.inputs import Inputs
+    from momacli.alignment.outcome import Outcome
+    from momacli.checkpoint.provenance import Recipe
     from momacli.data.features import CacheType, FeatureCache
     from momacli.data.folders import Data
 
@@ -73,11 +76,15 @@ def align(
         call goes on where a run was stopped; 0 keeps it only when the run is interrupted. The
         other methods keep what they have after every task.
 
+    Processes that torchrun starts together share the samples of every pass and the state of the
+    mask, and come to the same report; the first one writes.
+
     Raises MomaErrors before any work where inputs do not fit, and DivergenceError if a loss is
     not finite; nothing is written then.
     """
     from momacli.alignment.inputs import default_input, open_inputs
     from momacli.data.features import FeatureCache, default_cache
+    from momacli.merging.ranks import Ranks
 
     started = time.monotonic()
     method = known_method(method)
@@ -114,7 +121,8 @@ def align(
         )
         if not dry_run:
             folder = Path(cache) if cache else default_cache()
-            kept = FeatureCache(folder, dtype=cache_dtype, listener=listener)
+            leads = Ranks.apart().number == 0
+            kept = FeatureCache(folder, dtype=cache_dtype, writes=leads, listener=listener)
             report = _run(inputs, report, job, reading or Reading(), kept, checkpoint_every)
         return replace(report, seconds=time.monotonic() - started)
 
@@ -150,12 +158,14 @@ def _run(
     from momacli.alignment.in_depth import fit_in_depth
     from momacli.alignment.moma import fit_moma
     from momacli.alignment.on_features import fit_on_features
-    from momacli.alignment.output import differences, recipe_of, write_aligned
+    from momacli.alignment.output import recipe_of
     from momacli.alignment.resume import Keeper, state_key
     from momacli.alignment.samples import open_network, prepare_tasks, reader
+    from momacli.merging.ranks import Ranks
 
     network = open_network(inputs)
-    tasks = prepare_tasks(inputs, network, reading, cache)
+    ranks = Ranks.here()
+    tasks = prepare_tasks(inputs, network, reading, cache, ranks)
     settings, recipe = _settings(job), recipe_of(inputs)
     assert recipe.merged is not None
     finetuned = [task.finetuned for task in tasks]
@@ -164,9 +174,10 @@ def _run(
         state_key(settings, recipe.merged.files, finetuned, inputs.recipe.configs),
         every=checkpoint_every,
         listener=inputs.listener,
+        writes=ranks.number == 0,
     )
     if isinstance(job, Settings):
-        outcome = fit_moma(inputs, network, tasks, job, keeper)
+        outcome = fit_moma(inputs, network, tasks, job, keeper, ranks)
     elif job.name in DEEP:
         outcome = fit_in_depth(inputs, network, tasks, job, keeper)
     else:
@@ -178,22 +189,36 @@ def _run(
     if added:
         settings["added_parameters"] = max(added.values())
     recipe = replace(recipe, parameters={**recipe.parameters, **settings})
-    absorbed = write_aligned(inputs, outcome, recipe, network.head_name)
-    keeper.discard()
+    report = replace(report, settings={**report.settings, **found}, added=added, cache=cache.use())
+    if ranks.number == 0:
+        report = _written(inputs, tasks, outcome, recipe, network.head_name, report)
+        keeper.discard()
+    return ranks.from_first(report)
+
+
+def _written(
+    inputs: "Inputs",
+    tasks: Sequence["TaskData"],
+    outcome: "Outcome",
+    recipe: "Recipe",
+    layer: str,
+    report: AlignReport,
+) -> AlignReport:
+    """Write what was fitted, look at what was written, and add both to the report."""
+    from momacli.alignment.output import differences, write_aligned
+
+    absorbed = write_aligned(inputs, outcome, recipe, layer)
     if absorbed.parameters_after != absorbed.parameters_before:
         raise ModelError(f"{inputs.target} does not have as many parameters as the merged model")
     apart = differences(inputs, {task.task: task for task in tasks}, outcome)
     return replace(
         report,
-        settings={**report.settings, **found},
         tasks={t: replace(one, logit_difference=apart[t]) for t, one in outcome.reports.items()},
         headroom=outcome.headroom,
         masked_share=outcome.masked_share,
         samples_per_second=outcome.samples_per_second,
         steps=outcome.steps,
         parameters=absorbed.parameters_after,
-        added=added,
-        cache=cache.use(),
     )
 
 

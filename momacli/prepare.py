@@ -53,6 +53,7 @@ def prepare(
     from momacli.alignment.inputs import default_input, open_sources
     from momacli.alignment.samples import open_network, prepare_tasks
     from momacli.data.features import FeatureCache, default_cache
+    from momacli.merging.ranks import Ranks
 
     started = time.monotonic()
     with ExitStack() as stack:
@@ -69,8 +70,11 @@ def prepare(
             tasks=tasks,
         )
         folder = Path(cache) if cache else default_cache()
-        kept = FeatureCache(folder, dtype=cache_dtype, listener=listener)
-        prepared = prepare_tasks(sources, open_network(sources), reading or Reading(), kept)
+        leads = Ranks.apart().number == 0
+        kept = FeatureCache(folder, dtype=cache_dtype, writes=leads, listener=listener)
+        network = open_network(sources)
+        ranks = Ranks.here()
+        prepared = prepare_tasks(sources, network, reading or Reading(), kept, ranks)
         samples = {one.task: one.count for one in prepared}
         seconds = time.monotonic() - started
         return PrepareReport(samples, kept.use(), str(sources.device), seconds)

@@ -24,6 +24,7 @@ _CHECKED = (
     "momacli.alignment.fit",  # not .settings, which refuses wrong values in its own words
     "momacli.alignment.mask",
     "momacli.alignment.objectives",
+    "momacli.alignment.sharing",
     "momacli.alignment.transforms",
     "momacli.alignment.alignment",
     "momacli.features",

@@ -7,10 +7,12 @@ needed here: their features come in ready made.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from momacli.alignment.encoding import TaskData
@@ -18,10 +20,11 @@ from momacli.alignment.mask import MaskedEncoder
 from momacli.alignment.objectives import Objective
 from momacli.alignment.resume import Keeper
 from momacli.alignment.settings import Settings
+from momacli.alignment.sharing import ALONE, fitting_all, part_of, rows_of_all
 from momacli.alignment.transforms import Transforms
 from momacli.data.order import shuffled
 from momacli.errors import DivergenceError
-from momacli.models.device import needing_memory
+from momacli.merging.ranks import Ranks
 from momacli.models.interface import Encoder
 from momacli.progress import Listener, Notice, Progress
 from momacli.signals import uninterrupted
@@ -48,6 +51,7 @@ class Descent:
     settings: Settings
     objective: Objective
     batch_size: int  # samples of each task a step
+    ranks: Ranks = ALONE  # each takes a part of every step's samples
 
     def run(self, kept: State | None, keeper: Keeper | None, listener: Listener) -> int:
         """Do all steps that a kept state does not have behind it; returns the samples they took.
@@ -70,7 +74,7 @@ class Descent:
                 if keeper and keeper.every and done % keeper.every == 0:
                     keeper.save(done, self._state())
         except KeyboardInterrupt:
-            if keeper:
+            if keeper and self.ranks.count == 1:  # several are stopped at different steps
                 with uninterrupted():
                     keeper.save(self.masked.steps, self._state())
                 text = f"stopped after step {self.masked.steps}"
@@ -93,24 +97,49 @@ class Descent:
 
     def _step(self, picked: Sequence[Tensor], number: int) -> dict[str, float]:
         """Move mask and transforms by one step on these samples; returns each task's loss."""
-        pairs = list(zip(self.tasks, picked, strict=True))
-        finetuned = [task.finetuned[indices] for task, indices in pairs]
-        with needing_memory(self._too_large(), hint=self._smaller()):
-            batches = [task.batch(indices) for task, indices in pairs]
-            features = self.encoder.features(self.tasks[0].padding.together(batches)).float()
-            merged = features.split([len(indices) for indices in picked])
-            losses = [
-                self.objective(z_m @ A.mT, z_t, task.head)
-                for z_m, A, z_t, task in zip(
-                    merged, self.transforms.matrices, finetuned, self.tasks, strict=True
-                )
-            ]
-            (torch.stack(losses).sum() + self.transforms.penalty()).backward()
+        sizes = [len(indices) for indices in picked]
+        own = part_of(sum(sizes), self.ranks)
+        with self._fitting():
+            features = self._features(picked, own)
+        rows = rows_of_all(features.detach(), own, sum(sizes), self.ranks).requires_grad_()
+        merged = rows.split(sizes)
+        finetuned = [
+            task.finetuned[indices] for task, indices in zip(self.tasks, picked, strict=True)
+        ]
+        losses = [
+            self.objective(z_m @ A.mT, z_t, task.head)
+            for z_m, A, z_t, task in zip(
+                merged, self.transforms.matrices, finetuned, self.tasks, strict=True
+            )
+        ]
+        (torch.stack(losses).sum() + self.transforms.penalty()).backward()
         values = self._finite(losses, number)
+        with self._fitting():
+            if features.requires_grad:
+                assert rows.grad is not None
+                features.backward(rows.grad[own] if self.ranks.count > 1 else rows.grad)
         with uninterrupted():  # half an update would be no state to go on from
             self.masked.step(rate=self.settings.mask_rate, sparsity=self.settings.sparsity)
             self.transforms.observe([z_m.detach() for z_m in merged], finetuned)
         return values
+
+    def _features(self, picked: Sequence[Tensor], own: slice) -> Float[Tensor, "n d"]:
+        """What the merged encoder makes of this process's part of a step's samples."""
+        batches, start = [], 0
+        for task, indices in zip(self.tasks, picked, strict=True):
+            mine = indices[max(0, own.start - start) : max(0, own.stop - start)]
+            start += len(indices)
+            if len(mine):
+                batches.append(task.batch(mine))
+        if not batches:
+            return torch.zeros_like(self.tasks[0].finetuned[:0])
+        return self.encoder.features(self.tasks[0].padding.together(batches)).float()
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Let no process go on alone where a step is too large for another's memory."""
+        with fitting_all(self.ranks, self._too_large(), hint=self._smaller()):
+            yield
 
     @property
     def samples(self) -> int:

@@ -15,11 +15,13 @@ from momacli.alignment.mask import MaskedEncoder, start_value
 from momacli.alignment.objectives import Objective, objective_called
 from momacli.alignment.resume import Keeper
 from momacli.alignment.settings import LARGEST_BATCH, Settings
+from momacli.alignment.sharing import ALONE, fitting_all
 from momacli.alignment.transforms import PenalisedMatrices, RunningSolution, Transforms
 from momacli.errors import OutOfMemoryError
 from momacli.features.families import FAMILIES, Moments, moments
 from momacli.features.procrustes import polar_factor
-from momacli.models.device import needing_memory, release_memory
+from momacli.merging.ranks import Ranks
+from momacli.models.device import release_memory
 from momacli.models.interface import Encoder
 from momacli.progress import Listener, Notice, ignore
 
@@ -49,6 +51,7 @@ def fit_alignment(
     *,
     headroom: float,
     keeper: Keeper | None = None,
+    ranks: Ranks = ALONE,
     listener: Listener = ignore,
 ) -> Fitted:
     """Fit transforms and mask to the merged weights that the encoder now holds.
@@ -59,12 +62,14 @@ def fit_alignment(
 
     keeper: keeps the state, so that a run that was stopped goes on where it was, with the same
         result; the one who has the result discards it.
+    ranks: processes with the same encoder, samples and settings; each takes part of every pass
+        and has a share of the mask's state, and all come to the same result.
 
     Raises DivergenceError, naming step and task, if a loss is not finite, and OutOfMemoryError,
     naming the batch size, if a step does not fit.
     """
     objective = objective_called(settings.objective)
-    before = merged_features(encoder, tasks, listener)
+    before = merged_features(encoder, tasks, listener, ranks)
     check_finite(before, tasks)
     family = "orthogonal" if settings.transform == "penalty" else settings.transform
     full = _moments(before, tasks)
@@ -76,18 +81,19 @@ def fit_alignment(
     if settings.mask == "none":
         return unmasked
 
-    masked = _masked(encoder, read_base, settings, headroom)
+    masked = _masked(encoder, read_base, settings, headroom, ranks)
     descent, rate = _descended(
         lambda size: Descent(
-            encoder, masked, _transforms(settings, full), tasks, settings, objective, size
+            encoder, masked, _transforms(settings, full), tasks, settings, objective, size, ranks
         ),
         settings.batch_size,
+        ranks.from_first((keeper.load() if keeper else None,))[0],
         keeper,
         listener,
     )
     transforms = descent.transforms
     masked.release()
-    after = encode_all(encoder, tasks, "aligned features", listener)
+    after = encode_all(encoder, tasks, "aligned features", listener, ranks)
     matrices = _best_transforms(settings, transforms, after, tasks, objective)
     reached = _objectives(objective, after, matrices, tasks)
     if reached.sum() > (raw if settings.transform == "penalty" else start).sum():
@@ -109,20 +115,30 @@ def fit_alignment(
 
 
 def _masked(
-    encoder: Encoder, read_base: Callable[[str], Tensor], settings: Settings, headroom: float
+    encoder: Encoder,
+    read_base: Callable[[str], Tensor],
+    settings: Settings,
+    headroom: float,
+    ranks: Ranks,
 ) -> MaskedEncoder:
     first = start_value(headroom) if settings.start == "merged" else settings.start
     size = sum(4 * parameter.numel() for parameter in encoder.parameters.values())
-    with needing_memory(
+    with fitting_all(
+        ranks,
         f"not enough memory to learn a mask: seven times the encoder's {size / 1e9:.2g} GB",
         hint="take a device with more memory, or --mask none, which needs no steps",
     ):
-        return MaskedEncoder(encoder.parameters, read_base, headroom=headroom, start=first)
+        masked = MaskedEncoder(
+            encoder.parameters, read_base, headroom=headroom, start=first, ranks=ranks
+        )
+    masked.restart()
+    return masked
 
 
 def _descended(
     make: Callable[[int], Descent],
     batch_size: int | Literal["auto"],
+    kept: State | None,
     keeper: Keeper | None,
     listener: Listener,
 ) -> tuple[Descent, float]:
@@ -130,7 +146,6 @@ def _descended(
 
     Returns how it went, and the samples a second.
     """
-    kept: State | None = keeper.load() if keeper else None
     if batch_size != "auto":
         size = batch_size
     else:

@@ -9,10 +9,14 @@ number of tasks. All tensors are views into flat vectors, updated in blocks that
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from momacli.alignment.sharing import ALONE, add_up, add_up_shares, spread_shares
+from momacli.merging.ranks import Ranks
 
 _BLOCK = 1 << 18
 _BETAS = (0.9, 0.999)
@@ -49,7 +53,8 @@ def start_value(headroom: float) -> float:
 class MaskedEncoder:
     """An encoder's parameters held as theta_0, tau and S, with Adam's two moments of S.
 
-    Seven vectors of the encoder's size in all: these five, theta_m, and its gradient.
+    Seven vectors of the encoder's size in all: these five, theta_m, and its gradient. Of several
+    processes each has theta_m and its gradient, and a share of the five.
     """
 
     def __init__(
@@ -59,42 +64,58 @@ class MaskedEncoder:
         *,
         headroom: float,
         start: float,
+        ranks: Ranks = ALONE,
     ):
-        """Take over the parameters, which now hold the merged model's values."""
+        """Take over the parameters, which now hold the merged model's values; then `restart`."""
         self.headroom = headroom
         self._start = start
+        self._ranks = ranks
         self._names = list(parameters)
         self._parameters = [parameters[name] for name in self._names]
-        sizes = [parameter.numel() for parameter in self._parameters]
-        self._offsets = [0]
-        for size in sizes:
-            self._offsets.append(self._offsets[-1] + size)
-        total, device = self._offsets[-1], self._parameters[0].device
-        self._theta_0 = torch.empty(total, device=device)
-        self._tau = torch.empty(total, device=device)
-        self._theta = torch.empty(total, device=device)
-        self._gradient = torch.zeros(total, device=device)
-        for name, parameter, view, base, tau in zip(
-            self._names,
-            self._parameters,
-            self._views(self._theta),
-            self._views(self._theta_0),
-            self._views(self._tau),
-            strict=True,
-        ):
-            base.copy_(read_base(name).reshape(-1))
-            view.copy_(parameter.detach().reshape(-1))
-            torch.sub(view, base, out=tau)
-            parameter.data = view.view(parameter.shape)
-        for parameter, gradient in zip(self._parameters, self._views(self._gradient), strict=True):
-            parameter.requires_grad_(True)
-            parameter.grad = gradient.view(parameter.shape)
-        self._S, self._m, self._v = (torch.empty(total, device=device) for _ in range(3))
-        self.restart()
+        self._offsets = [0, *accumulate(parameter.numel() for parameter in self._parameters)]
+        self._total, device = self._offsets[-1], self._parameters[0].device
+        share = -(-self._total // ranks.count)
+        self._own = slice(ranks.number * share, (ranks.number + 1) * share)
+        self._theta, self._gradient = (
+            torch.zeros(share * ranks.count, device=device) for _ in range(2)
+        )
+        self._theta_0, self._tau, self._S, self._m, self._v = (
+            torch.zeros(share, device=device) for _ in range(5)
+        )
+        self._take_over(read_base)
+        torch.sub(self._theta[self._own], self._theta_0, out=self._tau)
 
-    def _views(self, flat: Tensor) -> Iterator[Tensor]:
-        for start, stop in zip(self._offsets, self._offsets[1:], strict=False):
-            yield flat[start:stop]
+    def _take_over(self, read_base: Callable[[str], Tensor]) -> None:
+        """Let the parameters be views of one vector, and theta_0 what the base has there."""
+        for name, parameter, start, stop in self._places():
+            self._theta[start:stop].copy_(parameter.detach().reshape(-1))
+            parameter.data = self._theta[start:stop].view(parameter.shape)
+            parameter.requires_grad_(True)
+            parameter.grad = self._gradient[start:stop].view(parameter.shape)
+            low, high = max(start, self._own.start), min(stop, self._own.stop)
+            if low < high:
+                base = read_base(name).reshape(-1)[low - start : high - start]
+                self._theta_0[low - self._own.start : high - self._own.start].copy_(base)
+
+    def _places(self) -> Iterator[tuple[str, nn.Parameter, int, int]]:
+        """Each parameter, and where it is in the flat vectors."""
+        yield from zip(
+            self._names, self._parameters, self._offsets, self._offsets[1:], strict=False
+        )
+
+    @property
+    def _owned(self) -> int:
+        """How many of the parameters are this process's; the last shares may be shorter."""
+        return max(0, min(self._own.stop, self._total) - self._own.start)
+
+    def _whole(self, shares: Float[Tensor, " s"]) -> Float[Tensor, " P"]:
+        """The shares of all processes together."""
+        if self._ranks.count == 1:
+            return shares
+        flat = torch.zeros_like(self._theta)
+        flat[self._own] = shares
+        spread_shares(flat, self._ranks)
+        return flat[: self._total]
 
     def restart(self) -> None:
         """Go back to the start, before any step."""
@@ -106,8 +127,11 @@ class MaskedEncoder:
 
     def masks(self) -> dict[str, Tensor]:
         """M = sigma(S), by tensor name, in each tensor's shape."""
-        views = zip(self._names, self._parameters, self._views(self._S), strict=True)
-        return {name: torch.sigmoid(s).view(p.shape).cpu() for name, p, s in views}
+        S = self._whole(self._S)
+        return {
+            name: torch.sigmoid(S[start:stop]).view(parameter.shape).cpu()
+            for name, parameter, start, stop in self._places()
+        }
 
     @torch.no_grad()
     def step(self, *, rate: float, sparsity: float) -> None:
@@ -115,9 +139,11 @@ class MaskedEncoder:
         self.steps += 1
         beta_1, beta_2 = _BETAS
         correction_1, correction_2 = 1 - beta_1**self.steps, 1 - beta_2**self.steps
+        add_up_shares(self._gradient, self._ranks)
+        gradients = self._gradient[self._own]
         for block in range(0, self._S.numel(), _BLOCK):
             part = slice(block, block + _BLOCK)
-            S, tau, g = self._S[part], self._tau[part], self._gradient[part]
+            S, tau, g = self._S[part], self._tau[part], gradients[part]
             m, v = self._m[part], self._v[part]
             gradient = pull_back(g, tau, torch.sigmoid(S), self.headroom, sparsity)
             m.lerp_(gradient, 1 - beta_1)
@@ -125,27 +151,36 @@ class MaskedEncoder:
             scale = (v / correction_2).sqrt_().add_(_EPSILON)
             S.addcdiv_(m, scale, value=-rate / correction_1)
             g.zero_()
-            mask = torch.sigmoid(S)
-            self._theta[part] = masked(self._theta_0[part], tau, mask, self.headroom)
+            self._write(part)
+        if self._ranks.count > 1:
+            self._gradient.zero_()
+        spread_shares(self._theta, self._ranks)
 
     @torch.no_grad()
     def _write_back(self) -> None:
         for block in range(0, self._S.numel(), _BLOCK):
-            part = slice(block, block + _BLOCK)
-            mask = torch.sigmoid(self._S[part])
-            self._theta[part] = masked(self._theta_0[part], self._tau[part], mask, self.headroom)
+            self._write(slice(block, block + _BLOCK))
+        spread_shares(self._theta, self._ranks)
+
+    def _write(self, part: slice) -> None:
+        mask, tau = torch.sigmoid(self._S[part]), self._tau[part]
+        self._theta[self._own][part] = masked(self._theta_0[part], tau, mask, self.headroom)
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` needs to go on after the present step."""
-        return {"S": self._S, "m": self._m, "v": self._v}
+        """What `restore` needs to go on after the present step, whatever the number of shares."""
+        return {name: self._whole(value) for name, value in self._learned().items()}
 
     def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
         """Go on from a state; the weights follow."""
         self.steps = steps
-        for name, value in self.state().items():
-            value.copy_(state[name])
+        start, stop = self._own.start, self._own.start + self._owned
+        for name, value in self._learned().items():
+            value[: self._owned].copy_(state[name][start:stop])
         self._gradient.zero_()
         self._write_back()
+
+    def _learned(self) -> dict[str, Tensor]:
+        return {"S": self._S, "m": self._m, "v": self._v}
 
     def release(self) -> None:
         """Stop learning: drop the gradients."""
@@ -159,4 +194,5 @@ class MaskedEncoder:
         if least >= 1:
             return 1.0
         threshold = math.log(least / (1 - least))
-        return float(torch.count_nonzero(self._S.lt(threshold))) / self._S.numel()
+        below = torch.count_nonzero(self._S[: self._owned].lt(threshold))
+        return float(add_up(below, self._ranks)) / self._total

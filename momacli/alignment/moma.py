@@ -18,8 +18,10 @@ from momacli.alignment.report import task_report
 from momacli.alignment.resume import Keeper
 from momacli.alignment.samples import reader
 from momacli.alignment.settings import Settings
+from momacli.alignment.sharing import ALONE
 from momacli.errors import UsageError
 from momacli.features.procrustes import orthogonality_error
+from momacli.merging.ranks import Ranks
 from momacli.models.classification import Classifier
 from momacli.models.separate_head import SeparateHead
 
@@ -30,6 +32,7 @@ def fit_moma(
     tasks: Sequence[TaskData],
     settings: Settings,
     keeper: Keeper,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Find mask and transforms. Raises UsageError for transforms that heads cannot absorb."""
     _check_absorbable(settings, tasks)
@@ -42,6 +45,7 @@ def fit_moma(
         settings,
         headroom=headroom,
         keeper=keeper,
+        ranks=ranks,
         listener=inputs.listener,
     )
     return _outcome(tasks, fitted)

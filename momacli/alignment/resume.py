@@ -31,6 +31,7 @@ class Keeper:
     key: str  # of weights, samples and settings
     every: int = 100  # steps; 0 keeps it only when the run is stopped
     listener: Listener = ignore
+    writes: bool = True  # of several processes with the same state, one does
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
         """Return the kept step and tensors, or None if there are none for this key."""
@@ -50,6 +51,8 @@ class Keeper:
 
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace the kept state. Raises OutputError if it cannot be written."""
+        if not self.writes:
+            return
         specs = [
             TensorSpec(name, dtype_code(value.dtype), tuple(value.shape))
             for name, value in tensors.items()
@@ -64,7 +67,8 @@ class Keeper:
 
     def discard(self) -> None:
         """Remove the state of a run that is complete."""
-        self.path.unlink(missing_ok=True)
+        if self.writes:
+            self.path.unlink(missing_ok=True)
 
 
 def state_key(

@@ -13,12 +13,14 @@ from torch import Tensor
 from momacli.adapters.checkpoint import AdaptedCheckpoint
 from momacli.alignment.encoding import TaskData, encode_all
 from momacli.alignment.inputs import Sources
+from momacli.alignment.sharing import ALONE
 from momacli.checkpoint.multitask import TaskModel
 from momacli.checkpoint.plan import Expert
 from momacli.checkpoint.reader import Checkpoint
 from momacli.data.features import Entry, FeatureCache, Key, MergedCache, feature_key
 from momacli.data.loading import Samples, load_samples
 from momacli.data.reading import Reading
+from momacli.merging.ranks import Ranks
 from momacli.models.classification import Classifier
 from momacli.models.families import open_classifier
 from momacli.models.separate_head import SeparateHead
@@ -36,7 +38,11 @@ def open_network(sources: Sources) -> Classifier | SeparateHead:
 
 
 def prepare_tasks(
-    inputs: Sources, classifier: Classifier | SeparateHead, reading: Reading, cache: FeatureCache
+    inputs: Sources,
+    classifier: Classifier | SeparateHead,
+    reading: Reading,
+    cache: FeatureCache,
+    ranks: Ranks = ALONE,
 ) -> list[TaskData]:
     """Prepare each task's samples and its fine-tuned features, one encoder at a time.
 
@@ -52,7 +58,7 @@ def prepare_tasks(
         if not tasks:
             few = batches(samples, inputs.device)(torch.arange(min(4, len(samples))))
             classifier.find_head(few)
-        tasks.append(finetuned_task(inputs, classifier, task, samples, cache))
+        tasks.append(finetuned_task(inputs, classifier, task, samples, cache, ranks))
     return tasks
 
 
@@ -62,6 +68,7 @@ def finetuned_task(
     task: str,
     samples: Samples,
     cache: FeatureCache,
+    ranks: Ranks = ALONE,
 ) -> TaskData:
     """A task's samples with its fine-tuned features, from the cache or through its encoder.
 
@@ -75,6 +82,8 @@ def finetuned_task(
     key = samples_key(weights, model, samples, source, place=_place(expert, source))
     merged_key = samples_key(model.checkpoint.sha256(), model, samples, source)
     features = cache.get(key, len(samples))
+    if not all(ranks.all_of(features is not None)):
+        features = None
     data = TaskData(
         task,
         len(samples),
@@ -87,7 +96,7 @@ def finetuned_task(
     if features is None:
         classifier.load_encoder(expert_reader(expert, inputs.base))
         stage = f"fine-tuned features of {task}"
-        features = encode_all(classifier, [data], stage, inputs.listener)[0]
+        features = encode_all(classifier, [data], stage, inputs.listener, ranks)[0]
         features = cache.put(key, features)
     return replace(data, finetuned=features.to(inputs.device))
 

@@ -168,7 +168,7 @@ def align(
     from momacli.align import align as align_model
     from momacli.alignment.catalog import MOMA, known_method
     from momacli.cli.align_summary import summary_lines
-    from momacli.cli.console import print_json, print_path, say
+    from momacli.cli.console import is_follower, print_json, print_path, say
     from momacli.cli.listening import listening
 
     sources: dict[str, Any] = {
@@ -221,6 +221,8 @@ def align(
             dry_run=dry_run,
             listener=listener,
         )
+    if is_follower():
+        return
     summary = summary_lines(report)
     if dry_run and not as_json:
         print("\n".join(summary))
@@ -243,7 +245,7 @@ def _prepare(
 ) -> None:
     """Keep features for later, and print the folder that they are in."""
     from momacli.cli.align_summary import cache_text
-    from momacli.cli.console import duration, print_json, print_path, say
+    from momacli.cli.console import duration, is_follower, print_json, print_path, say
     from momacli.cli.listening import listening
     from momacli.prepare import prepare
 
@@ -252,6 +254,8 @@ def _prepare(
     wanted = None if "all" in tasks else tasks
     with listening() as listener:
         report = prepare(merged, tasks=wanted, listener=listener, **sources)
+    if is_follower():
+        return
     counts = ", ".join(f"{task} ({count} samples)" for task, count in report.samples.items())
     say(f"prepared {counts} on {report.device} in {duration(report.seconds)}")
     say(f"  cache    {cache_text(report.cache)}")

@@ -19,7 +19,7 @@ _NO_MEMORY = ("can't allocate memory", "out of memory")
 
 
 _WAIT = 10.0
-"""Seconds that a process which another speaks for waits; torchrun ends it sooner."""
+"""Seconds that a process which another speaks for waits; torchrun ends it where that one fails."""
 
 
 def main() -> NoReturn:
@@ -48,16 +48,16 @@ def run(arguments: Sequence[str]) -> int:
         _drop_stdout()
         return 128 + 13  # SIGPIPE
     except Exception as error:
-        known = _explained(error)
-        if known is None:
-            raise  # a bug in moma: its traceback is what a report needs
         from momacli.cli.console import is_follower, say_error
 
+        known = _explained(error)
+        if is_follower():
+            time.sleep(_WAIT)
+        if known is None:
+            raise  # a bug in moma: its traceback is what a report needs
         if isinstance(error, OSError):
             _drop_stdout()
-        if is_follower() and not _has_begun():
-            time.sleep(_WAIT)  # the first process says the same, if it is not ended before
-        else:
+        if not is_follower() or _has_begun():
             say_error(known)
         return known.exit_code
 

@@ -90,10 +90,19 @@ class FeatureCache:
 
     dtype: what they are rounded to, in float16 half the size. All that is handed out is float32
         and rounded alike, found or just computed, so that a second run gives the same bytes.
+    writes: of several processes with the same features, one does.
     """
 
-    def __init__(self, folder: Path, *, dtype: CacheType = "float32", listener: Listener = ignore):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: CacheType = "float32",
+        writes: bool = True,
+        listener: Listener = ignore,
+    ):
         self.folder = folder
+        self.writes = writes
         self._dtype = dtype
         self._listener = listener
         self._found: list[str] = []
@@ -133,6 +142,11 @@ class FeatureCache:
                 self._listener(Notice(text))
                 return features
         self._computed.append(key.task)
+        if self.writes:
+            self._write(path, key, values)
+        return values.float().to(features.device)
+
+    def _write(self, path: Path, key: Key, values: Tensor) -> None:
         spec = TensorSpec(
             "features", "F16" if values.dtype == _HALF else "F32", tuple(values.shape)
         )
@@ -142,7 +156,6 @@ class FeatureCache:
                 writer.append("features", values)
         except MomaError as error:
             self._listener(Notice(f"features are not kept: {error.message}"))
-        return values.float().to(features.device)
 
     def path(self, key: Key) -> Path:
         """Where the features of a key are, or would be."""
@@ -180,11 +193,13 @@ class MergedCache(FeatureCache):
         """weights: SHA-256 by file."""
         self._all = cache.folder / "merged"
         name = hashlib.sha256(json.dumps(dict(weights), sort_keys=True).encode()).hexdigest()
-        super().__init__(self._all / name, listener=listener)
+        super().__init__(self._all / name, writes=cache.writes, listener=listener)
 
     def put(self, key: Key, features: Float[Tensor, "N d"]) -> Float[Tensor, "N d"]:
         """Keep features under a key, and let those of the models go whose turn was long ago."""
         values = super().put(key, features)
+        if not self.writes:
+            return values
         with suppress(OSError):
             models = sorted(self._all.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
             for old in models[:-_MERGED_MODELS]:

@@ -22,15 +22,24 @@ class Ranks:
     count: int
 
     @classmethod
-    def here(cls, environment: Mapping[str, str] = os.environ) -> "Ranks":
-        """What torchrun says of this process; alone where there is no torchrun."""
+    def apart(cls, environment: Mapping[str, str] = os.environ) -> "Ranks":
+        """What torchrun says of this process, which has not met the others; alone without it."""
         count = int(environment.get("WORLD_SIZE", "1"))
-        ranks = cls(int(environment.get("RANK", "0")) if count > 1 else 0, count)
-        if count > 1:
+        return cls(int(environment.get("RANK", "0")) if count > 1 else 0, count)
+
+    @classmethod
+    def here(cls, environment: Mapping[str, str] = os.environ) -> "Ranks":
+        """The same, once all have met.
+
+        From then on transformers saves nothing in any process but the first.
+        """
+        ranks = cls.apart(environment)
+        if ranks.count > 1:
             import torch.distributed
 
             if not torch.distributed.is_initialized():
-                torch.distributed.init_process_group("gloo")
+                both = "cpu:gloo,cuda:nccl"  # each for the tensors that are there
+                torch.distributed.init_process_group(both if torch.cuda.is_available() else "gloo")
         return ranks
 
     def share(self, specs: Sequence[TensorSpec]) -> list[TensorSpec]:

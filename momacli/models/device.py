@@ -1,6 +1,7 @@
 """What torch computes on: the device of an encoder, its memory, and a processor's threads."""
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,14 @@ def choose_device(device: str) -> "torch.device":
     import torch
 
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(
             "--device cuda: this machine has no usable CUDA device",
             hint="use --device cpu, or auto to take what there is",
         )
+    if device == "cuda" and (own := os.environ.get("LOCAL_RANK")) is not None:
+        device = f"cuda:{own}"  # torchrun starts a process for each
     try:
         return torch.device(device)
     except RuntimeError as error:

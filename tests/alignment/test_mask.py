@@ -15,7 +15,9 @@ def held(network: nn.Module, *, headroom: float = 3.0, start: float = 0.4, shift
     base = {
         name: value.detach() - shift * (1 + value.detach()) for name, value in parameters.items()
     }
-    return MaskedEncoder(parameters, base.__getitem__, headroom=headroom, start=start), base
+    encoder = MaskedEncoder(parameters, base.__getitem__, headroom=headroom, start=start)
+    encoder.restart()
+    return encoder, base
 
 
 def test_the_pull_back_is_the_derivative_of_the_merge():
