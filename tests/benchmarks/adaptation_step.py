@@ -2,12 +2,12 @@
 
     plain             a supervised training step of the encoder on the samples of all tasks
     adamerging        a layer-wise step of moma's
-    adamerging-naive  autograd through theta_0 + sum_t lambda_t tau_t, one backward pass a task
+    adamerging-naive  autograd through theta_0 + sum_t lambda_t tau_t, a backward pass a task
     concrete          a step of moma's concrete task arithmetic
-    concrete-naive    autograd through theta_0 + lambda sum_t m * tau_t, likewise
+    concrete-naive    autograd through theta_0 + sum_t lambda m * tau_t, one backward pass in all
 
-The naive ones do what FusionBench does. Writes JSON: processor seconds a step, and the encoder's
-bytes.
+The naive ones do what FusionBench 0.2.33 does, as fusionbench_step.py runs it. Writes JSON:
+processor seconds a step.
 """
 
 import argparse
@@ -23,35 +23,23 @@ from momacli.adaptation.adamerging import adamerging
 from momacli.adaptation.concrete_task_arithmetic import concrete_task_arithmetic
 from momacli.adaptation.ensemble import Ensemble, Task
 from momacli.progress import Progress
-from tests.benchmarks.align_step import (
-    SIZES,
-    Network,
-    plain,
-    samples,
-    seconds_a_step,
-    task_vectors,
-)
+from tests.benchmarks.align_step import plain, samples, seconds_a_step
+from tests.benchmarks.network import SIZES, Network
 
 KINDS = ("plain", "adamerging", "adamerging-naive", "concrete", "concrete-naive")
 
 
 def ensemble_of(network: Network, tasks: int, batch: int, listener: Callable) -> Ensemble:
-    """The base and its experts, held in memory as a method holds them anyway."""
-    base = {name: value.detach().clone() for name, value in network.parameters.items()}
-
-    def expert(t: int, name: str) -> Tensor:
-        draw = torch.Generator().manual_seed(1000 * t + list(base).index(name))
-        return base[name] + 0.01 * torch.randn(base[name].shape, generator=draw)
-
+    """The base and its experts, made a tensor at a time as others are read from files."""
     return Ensemble(
         network=network,
-        tensors=list(base),
+        tensors=list(network.parameters),
         tasks=[
             Task(task.task, task.count, task.batch, task.head)
             for task in samples(network, tasks, batch)
         ],
-        base=base.__getitem__,
-        expert=expert,
+        base=network.base,
+        expert=network.expert,
         listener=listener,
     )
 
@@ -70,10 +58,10 @@ def moma(network: Network, method: Callable, tasks: int, batch: int, steps: int)
 
 
 def naive(network: Network, kind: str, tasks: int, batch: int, steps: int) -> float:
-    """What the formulas say, with a backward pass a task through the merge."""
+    """What the formulas say, with autograd through the merge."""
     data = samples(network, tasks, batch)
-    base = {name: value.detach().clone() for name, value in network.parameters.items()}
-    taus = [task_vectors(network, 1 + t) for t in range(tasks)]
+    base = {name: value.detach() for name, value in network.parameters.items()}
+    taus = [{name: network.expert(t, name) - base[name] for name in base} for t in range(tasks)]
     if kind == "concrete-naive":
         learned = {name: torch.zeros_like(x, requires_grad=True) for name, x in base.items()}
     else:
@@ -89,7 +77,7 @@ def naive(network: Network, kind: str, tasks: int, batch: int, steps: int) -> fl
                 mask = relaxed.rsample()
                 mask = mask / mask.mean()
                 for tau in taus:
-                    theta = theta + 0.3 * (tau[name] * mask)
+                    theta = theta + tau[name] * (0.3 * mask)
             else:
                 for t, tau in enumerate(taus):
                     theta = theta + tau[name] * learned[name][t]
@@ -98,13 +86,18 @@ def naive(network: Network, kind: str, tasks: int, batch: int, steps: int) -> fl
 
     def step() -> None:
         optimizer.zero_grad()
-        weights = merged()
+        weights, total = merged(), torch.zeros(())
         for task in data:
             inputs = task.batch(torch.arange(task.count))
             output = torch.func.functional_call(network.module, weights, kwargs=inputs)
             p = task.head(output.last_hidden_state[:, 0]).softmax(dim=-1)
             loss = -(p * (p + 1e-8).log()).sum(dim=-1).mean()
-            loss.backward(retain_graph=True)
+            if kind == "concrete-naive":
+                total = total + loss
+            else:
+                loss.backward(retain_graph=True)
+        if kind == "concrete-naive":
+            total.backward()
         optimizer.step()
 
     return seconds_a_step(step, steps)
@@ -129,8 +122,7 @@ def main() -> None:
     else:
         method = adamerging if given.kind == "adamerging" else concrete_task_arithmetic
         seconds = moma(network, method, *numbers)
-    content = {"seconds": seconds, "encoder": network.nbytes}
-    given.out.write_text(json.dumps(content), encoding="utf-8")
+    given.out.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
 
 
 if __name__ == "__main__":

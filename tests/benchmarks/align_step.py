@@ -25,40 +25,7 @@ from momacli.alignment.settings import Settings
 from momacli.features.families import FAMILIES, moments
 from momacli.models.interface import Head
 from momacli.progress import Progress
-
-SIZES = {  # hidden, layers, heads, patch, image
-    "vit-b32": (768, 12, 12, 32, 224),
-    "small": (192, 6, 3, 4, 32),
-}
-CLASSES = 10
-
-
-class Network:
-    """A ViT in the form that alignments ask for."""
-
-    def __init__(self, size: str):
-        import transformers
-
-        hidden, layers, heads, patch, image = SIZES[size]
-        torch.manual_seed(0)
-        config = transformers.ViTConfig(
-            hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
-            num_attention_heads=heads, patch_size=patch, image_size=image,
-        )  # fmt: skip
-        self.module = transformers.ViTModel(config, add_pooling_layer=False).eval()
-        self.parameters = dict(self.module.named_parameters())
-        self.buffers: dict[str, Tensor] = {}
-        self.hidden, self.image = hidden, image
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(False)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(4 * parameter.numel() for parameter in self.parameters.values())
-
-    def features(self, batch: dict[str, Tensor]) -> Tensor:
-        output: Tensor = self.module(**batch).last_hidden_state[:, 0]
-        return output
+from tests.benchmarks.network import CLASSES, SIZES, Network, images_and_head
 
 
 def task_vectors(network: Network, seed: int) -> dict[str, Tensor]:
@@ -74,9 +41,9 @@ def samples(network: Network, tasks: int, count: int) -> list[TaskData]:
     """Images that need no decoding, fine-tuned features of about the right size, and heads."""
     found = []
     for task in range(tasks):
-        generator = torch.Generator().manual_seed(task)
-        x = torch.randn(count, 3, network.image, network.image, generator=generator)
-        head = Head(torch.randn(CLASSES, network.hidden, generator=generator), torch.zeros(CLASSES))
+        x, weight = images_and_head(network, task, count)
+        head = Head(weight, torch.zeros(CLASSES))
+        generator = torch.Generator().manual_seed(100 + task)
         finetuned = torch.randn(count, network.hidden, generator=generator)
 
         def batch(indices: Tensor, x: Tensor = x) -> dict[str, Tensor]:

@@ -69,6 +69,7 @@ class Cost:
     processor: float  # seconds, user and system
     wall: float
     own: int  # bytes of memory of its own at most, without mapped files
+    peak: int  # bytes of memory at most, with them
 
 
 def measure(command: list[str], *, environment: dict[str, str] | None = None) -> Cost:
@@ -94,7 +95,8 @@ def measure(command: list[str], *, environment: dict[str, str] | None = None) ->
     watcher.join()
     if status:
         sys.exit(f"{' '.join(command)}\n{errors.decode(errors='replace')[-2000:]}")
-    return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - started, own)
+    processor, peak = usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss
+    return Cost(processor, time.monotonic() - started, own, peak)
 
 
 def anonymous(process: int) -> int:
@@ -135,7 +137,7 @@ def _floor(models: Sequence[Path], files: Sequence[Path], place: Path) -> Cost:
     one = [file for file in files if file == models[0] or models[0] in file.parents]
     write = measure(["sh", "-c", 'cat "$@" > "$0"', str(place), *map(str, one)])
     place.unlink()
-    return Cost(read.processor + write.processor, read.wall + write.wall, 0)
+    return Cost(read.processor + write.processor, read.wall + write.wall, 0, 0)
 
 
 def run(arguments: argparse.Namespace) -> None:
