@@ -12,9 +12,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import momacli
 
 
 @dataclass(frozen=True)
@@ -51,21 +48,3 @@ def digest_of_files(*files: Path) -> str:
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def digest_of_moma() -> str:
-    """SHA-256 over the sources of moma: another version may merge and align otherwise."""
-    root = Path(momacli.__file__).parent
-    return digest_of_files(*sorted(root.rglob("*.py")))
-
-
-def read_result(cell: Path) -> dict[str, Any]:
-    """The result.json of a cell."""
-    content: dict[str, Any] = json.loads((cell / "result.json").read_text(encoding="utf-8"))
-    return content
-
-
-def write_result(folder: Path, content: dict[str, Any]) -> None:
-    """Write result.json into a cell that is being made."""
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    (folder / "result.json").write_text(text, encoding="utf-8")

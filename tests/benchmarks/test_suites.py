@@ -12,6 +12,7 @@ import torch
 import transformers
 from tiny_text import random_texts, save_tokenizer, text_config
 
+from momacli.comparing.specs import read_specs
 from momacli.models.factory import quiet
 
 CLASSES = {"ag_news": 4, "yelp5": 5, "amazon5": 5, "yahoo10_small": 10, "dbpedia14": 14}
@@ -24,7 +25,6 @@ SIZES = {
     "max-length": 8,
     "align-steps": 2,
     "align-batch-size": 2,
-    "processes": 1,
 }
 
 
@@ -32,7 +32,7 @@ SIZES = {
 def bench(monkeypatch):
     """The modules of the benchmark, as they are run from the repository's root."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
-    names = ("__main__", "cells", "comparison", "suites.text5")
+    names = ("__main__", "cells", "comparison", "readme", "suites.text5")
     modules = {
         n.rpartition(".")[2]: importlib.import_module(f"tests.benchmarks.{n}") for n in names
     }
@@ -70,29 +70,30 @@ def run(bench, monkeypatch, *more: str) -> dict:
 
 
 @pytest.mark.long
-def test_a_run_compares_every_merge_plain_and_aligned_and_a_second_makes_nothing_again(
-    bench, place, monkeypatch, capsys
-):
-    monkeypatch.setattr(bench.text5, "MERGES", {"task-arithmetic": {}})  # one, for the time
-    first = run(bench, monkeypatch)
+def test_a_run_compares_methods_and_a_second_makes_nothing_again(bench, place, monkeypatch, capsys):
+    methods = ("--methods", "task-arithmetic", "task-arithmetic+moma:steps=2:batch-size=2")
+    first = run(bench, monkeypatch, *methods)
     told = capsys.readouterr()
-    again = run(bench, monkeypatch)
+    again = run(bench, monkeypatch, *methods)
 
     names = [row["name"] for row in first["rows"]]
-    kinds = ["task-arithmetic", "task-arithmetic + moma", "task-arithmetic + paper"]
-    assert names == ["fine-tuned", *kinds]
-    assert all(row["total"] == dict.fromkeys(row["total"], 10) for row in first["rows"])
-    assert {tuple(sorted(row["total"])) for row in first["rows"]} == {
-        ("ag_news", "amazon", "dbpedia", "yahoo", "yelp")
-    }
-    assert "won back" in told.out
+    assert names == ["pre-trained", "fine-tuned", *methods[1:]]
+    assert set(first["tasks"]) == {"ag_news", "amazon", "dbpedia", "yahoo", "yelp"}
+    assert all(score["total"] == 10 for row in first["rows"] for score in row["scores"].values())
+    assert "w/ MOMA" in told.out
     assert told.err.count("making expert") == 5
-    assert capsys.readouterr().err == ""
-    assert again == first
-    run(bench, monkeypatch, "--lambda", "0.5")
-    assert [line.split("-")[0] for line in capsys.readouterr().err.splitlines()] == [
-        "making merged", "making scores", *["making aligned", "making scores"] * 2
-    ]  # fmt: skip
+    assert "making" not in capsys.readouterr().err
+    assert again["rows"] == first["rows"]
+    assert "--data-root ROOT --model MODEL" in first["command"]
+
+
+def test_every_row_of_a_suite_is_one_that_compare_knows(bench):
+    plan = bench.comparison.Plan(steps=50, batch_size=8)
+
+    specs, _ = read_specs(plan.methods)
+
+    assert len(specs) == len(plan.methods) == len(set(plan.methods))
+    assert {"average", "task-arithmetic+probsurgery", "regmean"} <= set(map(str, specs))
 
 
 def test_texts_to_align_on_are_never_those_that_are_evaluated(bench, place):
@@ -130,12 +131,12 @@ def test_a_cell_that_failed_leaves_nothing_behind(bench, tmp_path):
     assert cells.get("kind", {"a": 2}, lambda folder: None) != made
 
 
-def test_won_back_is_of_what_that_merge_had_lost(bench):
-    rows = [
-        bench.comparison.Row(name, {"t": correct}, {"t": 100}, 7.0)
-        for name, correct in (("fine-tuned", 90), ("ties", 50), ("ties + moma", 80))
-    ]
+def test_the_readme_shows_the_results_that_are_kept(bench):
+    text = bench.readme.README.read_text(encoding="utf-8")
 
-    lines = bench.comparison.table(rows).splitlines()
-
-    assert lines[-1].split() == ["ties", "+", "moma", "80.0", "80.0", "75%", "7"]
+    assert bench.readme.with_results(text) == text
+    for file in bench.readme.RESULTS.glob("*.json"):
+        assert f"<!-- results: {file.stem} -->" in text
+        for kind in ("accuracy", "added"):
+            figure = file.with_name(f"{file.stem}-{kind}.svg").read_text(encoding="utf-8")
+            assert bench.cells.digest_of_files(file) in figure

@@ -7,6 +7,7 @@ the encoder, the mean of its tokens, and a linear head in a file beside.
 
 import argparse
 import gzip
+import inspect
 import json
 import math
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.cells import Cells, digest_of_files
-from tests.benchmarks.comparison import MERGES, Plan, Suite, in_parallel, with_options
+from tests.benchmarks.comparison import Plan, Suite
 
 PACKS = {
     "ag_news": "ag_news",
@@ -77,13 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
     parser.add_argument("--align-steps", type=int, default=50)
     parser.add_argument("--align-batch-size", type=int, default=8, help="of each task")
-    parser.add_argument("--lambda", dest="lam", type=float, help="of task arithmetic")
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """How the suite is run."""
-    merges = with_options(MERGES, "task-arithmetic", lam=arguments.lam)
-    return Plan(merges, arguments.align_steps, arguments.align_batch_size, arguments.seed)
+    return Plan(arguments.align_steps, arguments.align_batch_size, arguments.seed)
 
 
 def prepare(arguments: argparse.Namespace, cells: Cells) -> Suite:
@@ -104,12 +103,8 @@ def prepare(arguments: argparse.Namespace, cells: Cells) -> Suite:
         _describe(folder / "base", model, training.max_length)
 
     base = cells.get("base", [weights, training.max_length], write_base)
-    experts = in_parallel(
-        _expert,
-        [_Wanted(cells, arguments.data_root, model, weights, task, training) for task in PACKS],
-        arguments.processes,
-    )
     root, seed = arguments.data_root, training.seed
+    experts = [_expert(cells, root, model, weights, task, training) for task in PACKS]
     packs = {task: read_pack(root, name, seed) for task, name in PACKS.items()}
     counts = {"unlabeled": arguments.unlabeled_texts, "test": arguments.test_texts}
     names = [cell.name for cell in experts]
@@ -133,7 +128,6 @@ def prepare(arguments: argparse.Namespace, cells: Cells) -> Suite:
         {task: cell / task for task, cell in zip(PACKS, experts, strict=True)},
         texts / "unlabeled",
         texts / "labeled",
-        texts.name,
         {"training": asdict(training), "packs": PACKS, "encoder": weights, **counts},
     )
 
@@ -153,34 +147,22 @@ def read_pack(root: Path, name: str, seed: int) -> Pack:
     return Pack(rows("train"), rows("test"), [str(name) for name in classes])
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """An expert; picklable, for other processes."""
+def _expert(
+    cells: Cells, data_root: Path, model: Path, weights: str, task: str, training: Training
+) -> Path:
+    """The cell of an expert; the model is its folder of the task's name.
 
-    cells: Cells
-    data_root: Path
-    model: Path
-    weights: str  # hash of the encoder
-    task: str
-    training: Training
-
-
-def _expert(wanted: _Wanted) -> Path:
-    """The cell of an expert; the model is its folder of the task's name."""
-    name = PACKS[wanted.task]
-    sources = [wanted.data_root / "text" / f"{name}.{end}" for end in _ENDS]
-    depends_on = [
-        wanted.task,
-        wanted.weights,
-        digest_of_files(*sources, Path(__file__)),
-        asdict(wanted.training),
-    ]
+    weights: hash of the encoder.
+    """
+    name = PACKS[task]
+    sources = [data_root / "text" / f"{name}.{end}" for end in _ENDS]
 
     def make(folder: Path) -> None:
-        pack = read_pack(wanted.data_root, name, wanted.training.seed)
-        fine_tune(wanted.model, pack, wanted.training, folder / wanted.task)
+        pack = read_pack(data_root, name, training.seed)
+        fine_tune(model, pack, training, folder / task)
 
-    return wanted.cells.get("expert", depends_on, make)
+    depends_on = [task, weights, digest_of_files(*sources), asdict(training)]
+    return cells.get("expert", [*depends_on, inspect.getsource(fine_tune)], make)
 
 
 _ENDS = ("train.jsonl.gz", "test.jsonl.gz", "classes.json")

@@ -1,0 +1,113 @@
+"""The README's tables and figures of results, made from the JSON in `results/`.
+
+In the README a table stands between `<!-- results: NAME -->` and `<!-- end of results -->`.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from momacli.comparing.markdown import as_markdown
+from momacli.comparing.plan import FINE_TUNED
+from momacli.comparing.rows import Row
+from momacli.comparing.specs import BASES
+from momacli.comparing.table import main_table
+from momacli.figures.accuracy import draw_accuracy
+from momacli.figures.marks import COLOURS, MARKERS
+from tests.benchmarks.cells import digest_of_files
+from tests.benchmarks.comparison import rows_of
+
+README = Path(__file__).parents[2] / "README.md"
+RESULTS = Path(__file__).with_name("results")
+
+_BLOCK = re.compile(r"(<!-- results: ([a-z0-9-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def write() -> None:
+    """Write the README anew, and the figures it shows."""
+    README.write_text(with_results(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in sorted(RESULTS.glob("*.json")):
+        draw(file)
+
+
+def with_results(text: str) -> str:
+    """The README's text with every table made anew."""
+    return _BLOCK.sub(lambda found: f"{found[1]}{block(found[2])}{found[3]}", text)
+
+
+def block(name: str) -> str:
+    """The table of one result, what it was measured with, and its figures."""
+    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    machine = content["machine"]
+    place = RESULTS.relative_to(README.parent).as_posix()
+    return (
+        f"{as_markdown(main_table(rows_of(content), content['tasks']))}\n"
+        f"`{content['command']}`, {content['date']}, {machine['cores']} cores of "
+        f"{machine['processor']}, torch {machine['torch']}.\n\n"
+        f"![Accuracy by task]({place}/{name}-accuracy.svg)\n"
+        f"![Accuracy against added parameters]({place}/{name}-added.svg)\n"
+    )
+
+
+def draw(file: Path) -> None:
+    """Draw the two figures of one result, beside it."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    rows, tasks = rows_of(content), content["tasks"]
+    accuracies = {
+        row.label: [row.scores[task].accuracy for task in tasks]
+        for row in rows
+        if _is_shown(row.name)
+    }
+    figures = {"accuracy": draw_accuracy(accuracies, tasks), "added": draw_added(rows)}
+    for name, figure in figures.items():
+        with rc_context({"svg.hashsalt": file.stem}):
+            figure.savefig(
+                file.with_name(f"{file.stem}-{name}.svg"),
+                metadata={"Date": None, "Description": digest_of_files(file)},
+            )
+
+
+def _is_shown(name: str) -> bool:
+    """Rows of the bar chart: the experts, and task arithmetic with its alignments."""
+    return name == FINE_TUNED or name.partition("+")[0] == "task-arithmetic"
+
+
+def draw_added(rows: Sequence[Row]) -> Figure:
+    """Average accuracy against the parameters that a method adds, a sign for each merge."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, base in enumerate(BASES):
+        own = [row for row in rows if row.name.partition("+")[0] == base and row.average]
+        places = [((row.added or 0) / 1000, 100 * (row.average or 0)) for row in own]
+        axes.plot(
+            *zip(*places, strict=True),
+            label=base,
+            color=COLOURS[number],
+            marker=MARKERS[number],
+            linestyle="none",
+        )
+        for row, place in zip(own, places, strict=True):
+            axes.annotate(
+                row.label.removeprefix("w/ ") if row.indented else "merged",
+                place,
+                xytext=(6, -3),
+                textcoords="offset points",
+                fontsize=7,
+                color=COLOURS[number],
+            )
+    for row in rows:
+        if row.name == FINE_TUNED and row.average:
+            axes.axhline(100 * row.average, color="0.5", linewidth=1)
+    axes.set_xlabel("added parameters of all tasks together (thousands)")
+    axes.set_ylabel("average accuracy (%)")
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(ncols=len(BASES), loc="outside upper center", frameon=False)
+    return figure
