@@ -77,9 +77,9 @@ def fit_in_depth(
     without blocks.
     """
     network.load_encoder(reader(inputs.first))
+    encoder = DeepEncoder(network, tasks[0].batch(torch.arange(min(4, tasks[0].count))))
     merged = merged_features(network, tasks, inputs.listener)
     check_finite(merged, tasks)
-    encoder = DeepEncoder(network, tasks[0].batch(torch.arange(min(4, tasks[0].count))))
 
     def fit(task: TaskData, told: Told) -> dict[str, Tensor]:
         network.load_encoder(expert_reader(inputs.experts[task.task], inputs.base))

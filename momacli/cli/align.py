@@ -8,16 +8,27 @@ import typer
 from momacli.cli.assignments import options_of
 from momacli.cli.options import (
     AsJson,
+    Assignments,
     Cache,
     CheckpointEvery,
     Device,
+    DryRun,
     Features,
     Force,
     ModelConfig,
     MovedBase,
     Pooling,
+    Seed,
 )
-from momacli.cli.reading import MaxLength, MaxSamples, Sample, Strict, TextColumn, reading_from
+from momacli.cli.reading import (
+    MaxLength,
+    MaxSamples,
+    Sample,
+    Strict,
+    TextColumn,
+    UnlabeledData,
+    reading_from,
+)
 from momacli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,13 +38,7 @@ EPILOG = "Example: moma align --data unlabeled/ --device cuda"
 
 
 def align(
-    data: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FOLDER|TASK=PATH",
-            help="Unlabeled samples: a sub-folder or text file per task; repeatable.",
-        ),
-    ],
+    data: UnlabeledData,
     merged: Annotated[
         str | None,
         typer.Argument(
@@ -92,14 +97,7 @@ def align(
             "fit into memory.",
         ),
     ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="OPTION=VALUE",
-            help="Any option of a method other than moma, such as rank=64; repeatable.",
-        ),
-    ] = None,
+    assignments: Assignments = None,
     mask_rate: Annotated[
         float | None, typer.Option(help="Learning rate of the mask; default 0.1, the paper's.")
     ] = None,
@@ -116,7 +114,7 @@ def align(
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the soft penalty on A^T A - I; default 1.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice and order of the samples.")] = 0,
+    seed: Seed = 0,
     base: MovedBase = None,
     config: ModelConfig = None,
     pooling: Pooling = None,
@@ -155,9 +153,7 @@ def align(
     strict: Strict = False,
     checkpoint_every: CheckpointEvery = 100,
     force: Force = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all inputs and say what would be done.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Realign a merged model to its experts' heads from unlabeled data, at its original size.

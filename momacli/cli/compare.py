@@ -5,11 +5,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from momacli.cli.options import Cache, Device, Features, ModelConfig, Pooling
+from momacli.cli.options import (
+    Base,
+    Cache,
+    Device,
+    DryRun,
+    Features,
+    Heads,
+    ModelConfig,
+    Pooling,
+    Seed,
+)
 from momacli.cli.reading import (
     LabelColumn,
     MaxLength,
     MaxSamples,
+    SomeUnlabeledData,
     Strict,
     TextColumn,
     reading_from,
@@ -44,17 +55,8 @@ def compare(
             help="Labeled samples, as `moma evaluate` takes them; repeatable.",
         ),
     ],
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="CKPT", help="The model that the experts were fine-tuned from."),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FOLDER|TASK=PATH",
-            help="Unlabeled samples, as `moma align` takes them; repeatable.",
-        ),
-    ] = None,
+    base: Base = None,
+    data: SomeUnlabeledData = None,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,9 +108,7 @@ def compare(
         bool, typer.Option("--markdown", help="Print tables in Markdown.")
     ] = False,
     device: Device = "auto",
-    seed: Annotated[
-        int, typer.Option(help="Of random methods, and of the choice and order of samples.")
-    ] = 0,
+    seed: Seed = 0,
     max_samples: MaxSamples = None,
     max_eval_samples: Annotated[
         int | None, typer.Option(metavar="N", help="Evaluate on at most N samples of each task.")
@@ -118,23 +118,14 @@ def compare(
     max_length: MaxLength = None,
     strict: Strict = False,
     config: ModelConfig = None,
-    heads: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB|MODULE",
-            help="Tensors of the heads, or the module that holds them, where config.json does "
-            "not tell. Repeatable.",
-        ),
-    ] = None,
+    heads: Heads = None,
     pooling: Pooling = None,
     features: Features = None,
     cache: Cache = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write into a folder that holds other things.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all inputs and list the rows.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Compare methods on the same experts and samples: accuracy by task, and what each takes.
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from momacli.cli.options import Compared, Device, Features, ModelConfig, Pooling
+from momacli.cli.options import Compared, Device, Features, Heads, ModelConfig, Pooling, Seed
 from momacli.cli.reading import (
     LabelColumn,
     LabeledData,
@@ -38,14 +38,7 @@ def evaluate(
     config: ModelConfig = None,
     pooling: Pooling = None,
     features: Features = None,
-    heads: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB|MODULE",
-            help="Tensors of the heads, or the module that holds them; needed only where neither "
-            "config.json nor a merge tells. Repeatable.",
-        ),
-    ] = None,
+    heads: Heads = None,
     no_adapter: Annotated[
         bool,
         typer.Option(
@@ -59,7 +52,7 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     max_length: MaxLength = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of samples.")] = 0,
+    seed: Seed = 0,
     strict: Strict = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the scores as JSON instead of a table.")

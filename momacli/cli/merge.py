@@ -7,8 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from momacli.cli.assignments import options_of, weights_of
-from momacli.cli.options import AsJson, CheckpointEvery, Features, Force, Pooling
-from momacli.cli.reading import MaxLength, MaxSamples, Sample, Strict, TextColumn, reading_from
+from momacli.cli.options import (
+    AsJson,
+    Assignments,
+    Base,
+    CheckpointEvery,
+    DryRun,
+    Features,
+    Force,
+    Heads,
+    Pooling,
+    Seed,
+)
+from momacli.cli.reading import (
+    MaxLength,
+    MaxSamples,
+    Sample,
+    SomeUnlabeledData,
+    Strict,
+    TextColumn,
+    reading_from,
+)
 from momacli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,10 +50,7 @@ def merge(
     method: Annotated[
         str, typer.Option(help="How to merge; `moma methods` lists the methods.")
     ] = "task-arithmetic",
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="CKPT", help="The model that the experts were fine-tuned from."),
-    ] = None,
+    base: Base = None,
     lam: Annotated[
         float | None,
         typer.Option("--lambda", help="Factor on the multi-task vector; each method has its own."),
@@ -70,17 +86,8 @@ def merge(
             help="The expert to reconstruct, for emr and tall-mask; by default each of them.",
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Of the methods that draw random numbers or see samples.")
-    ] = 0,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="OPTION=VALUE",
-            help="Any option of the method, as `moma methods METHOD` lists them; repeatable.",
-        ),
-    ] = None,
+    seed: Seed = 0,
+    assignments: Assignments = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -93,14 +100,7 @@ def merge(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Take these tensors from the base; repeatable."),
     ] = None,
-    heads: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB|MODULE",
-            help="These tensors, or all of this module, are classifier heads, kept per task; "
-            "needed only where config.json does not tell. Repeatable.",
-        ),
-    ] = None,
+    heads: Heads = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -164,14 +164,7 @@ def merge(
             "default cpu; of those that take --data, default auto.",
         ),
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FOLDER|TASK=PATH",
-            help="Unlabeled samples, for fisher, regmean, adamerging and the like: a sub-folder "
-            "or text file per task; repeatable.",
-        ),
-    ] = None,
+    data: SomeUnlabeledData = None,
     max_samples: MaxSamples = None,
     sample: Sample = None,
     text_column: TextColumn = None,
@@ -181,14 +174,13 @@ def merge(
     features: Features = None,
     checkpoint_every: CheckpointEvery = 100,
     force: Force = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, from the headers alone.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge fine-tuned models of one base into one, without data or from unlabeled samples.
 
     Classifier heads are not merged but kept per task; integer tensors come from the base.
+    Samples (--data) are for fisher, regmean, adamerging and the like.
     Prints the path of the output.
     """
     if like is not None:

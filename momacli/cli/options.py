@@ -4,8 +4,20 @@ from typing import Annotated
 
 import typer
 
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="OPTION=VALUE",
+        help="Any option of the method, as `moma methods METHOD` lists them; repeatable.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the report as JSON instead of the output's path.")
+]
+Base = Annotated[
+    str | None,
+    typer.Option(metavar="CKPT", help="The model that the experts were fine-tuned from."),
 ]
 CheckpointEvery = Annotated[
     int,
@@ -16,7 +28,7 @@ CheckpointEvery = Annotated[
 ]
 Cache = Annotated[
     str | None,
-    typer.Option(metavar="FOLDER", help="Fine-tuned features are kept here; ~/.cache/moma."),
+    typer.Option(metavar="FOLDER", help="Features are kept here; ~/.cache/moma."),
 ]
 Compared = Annotated[
     list[str] | None,
@@ -25,7 +37,21 @@ Compared = Annotated[
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda", help="auto takes a GPU where there is one.")
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Check all inputs and say what would be done; nothing is written."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that moma did not write.")]
+Heads = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB|MODULE",
+        help="Tensors of the classifier heads, or the module that holds them; needed only where "
+        "neither config.json nor a merge tells. Repeatable.",
+    ),
+]
 ModelConfig = Annotated[
     str | None, typer.Option(metavar="FILE", help="A config.json for a model that has none.")
 ]
@@ -48,4 +74,8 @@ Features = Annotated[
 MovedBase = Annotated[
     str | None,
     typer.Option(metavar="CKPT", help="The base, if it is not where the merge found it."),
+]
+Seed = Annotated[
+    int,
+    typer.Option(help="Of all that is random: numbers, the choice of samples, and their order."),
 ]

@@ -4,7 +4,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from momacli.cli.options import Compared, Device, Features, Force, ModelConfig, MovedBase, Pooling
+from momacli.cli.options import (
+    Cache,
+    Compared,
+    Device,
+    DryRun,
+    Features,
+    Force,
+    ModelConfig,
+    MovedBase,
+    Pooling,
+    Seed,
+)
 from momacli.cli.reading import (
     LabelColumn,
     LabeledData,
@@ -77,20 +88,16 @@ def probe(
     config: ModelConfig = None,
     pooling: Pooling = None,
     features: Features = None,
-    cache: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Features are kept here; ~/.cache/moma.")
-    ] = None,
+    cache: Cache = None,
     max_samples: MaxSamples = None,
     sample: Sample = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     max_length: MaxLength = None,
-    seed: Annotated[int, typer.Option(help="Of all that is chosen at random.")] = 0,
+    seed: Seed = 0,
     strict: Strict = False,
     force: Force = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all inputs and say what would be done.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the numbers as JSON instead of tables.")
     ] = False,

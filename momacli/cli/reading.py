@@ -16,6 +16,12 @@ LabeledData = Annotated[
         ".csv with a column of classes, by name or number; repeatable.",
     ),
 ]
+_UNLABELED = typer.Option(
+    metavar="FOLDER|TASK=PATH",
+    help="Unlabeled samples: a sub-folder or text file per task; repeatable.",
+)
+UnlabeledData = Annotated[list[str], _UNLABELED]
+SomeUnlabeledData = Annotated[list[str] | None, _UNLABELED]
 MaxSamples = Annotated[
     int | None,
     typer.Option(metavar="N", help="Use at most N samples of each task, chosen by the seed."),

@@ -1,8 +1,8 @@
 """What linear layers take in, summed: the Gram matrices that regressions are solved from."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -27,22 +27,18 @@ def linear_layers(ensemble: Ensemble) -> dict[str, nn.Linear]:
 
 
 class LinearInputs:
-    """Watches the inputs of linear layers and keeps X^T X of each, and how many tokens it is of.
+    """X^T X of what linear layers take in, and how many tokens it is of.
 
     Layers that are called one after another with the same tensor are a group and share a matrix,
     under the name of the first. Positions that a batch's attention mask leaves out do not count.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Linear]):
-        """layers: by the names of their weights; watched from here on until the block ends."""
+    def __init__(self) -> None:
         self.groups: dict[str, str] = {}  # layer -> the first of its group
         self._products: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = defaultdict(int)
         self._kept: Tensor | None = None  # [N, length], which positions count
         self._last: tuple[Tensor, str] | None = None
-        self._hooks = [
-            layer.register_forward_pre_hook(self._watcher(name)) for name, layer in layers.items()
-        ]
 
     def starts(self, batch: Batch) -> None:
         """Say what the next pass is of."""
@@ -54,15 +50,12 @@ class LinearInputs:
         """X^T X / tokens of a group."""
         return self._products[key] / max(1, self._tokens[key])
 
-    def _watcher(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def see(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            if self._last is None or self._last[0] is not x:
-                self._last = x, name
-                self._add(name, x)
-            self.groups[name] = self._last[1]
-
-        return see
+    def see(self, name: str, x: Tensor) -> None:
+        """Take in the input of the layer of that name."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, name
+            self._add(name, x)
+        self.groups[name] = self._last[1]
 
     def _add(self, key: str, x: Tensor) -> None:
         kept = self._kept
@@ -74,16 +67,20 @@ class LinearInputs:
         product.addmm_(tokens.mT, tokens)
         self._tokens[key] += len(tokens)
 
-    def __enter__(self) -> "LinearInputs":
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for hook in self._hooks:
+@contextmanager
+def watching(layers: Mapping[str, nn.Linear]) -> Iterator[LinearInputs]:
+    """Watch what layers, by the names of their weights, take in until the block ends."""
+    inputs = LinearInputs()
+
+    def watcher(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _layer, given: inputs.see(name, given[0])
+
+    hooks = [layer.register_forward_pre_hook(watcher(name)) for name, layer in layers.items()]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
             hook.remove()
 
 

@@ -19,7 +19,7 @@ import torch
 
 from momacli.adaptation.ensemble import Ensemble, Merged
 from momacli.progress import Progress
-from momacli.statistics.grams import LinearInputs, RegressionSums, linear_layers
+from momacli.statistics.grams import RegressionSums, linear_layers, watching
 
 SAMPLES = 256
 """Of each task, unless told otherwise."""
@@ -41,7 +41,7 @@ def regmean(ensemble: Ensemble, *, alpha: float = 0.9, batch_size: int = 32) -> 
     for t, task in enumerate(ensemble.tasks):
         ensemble.load_expert(t)
         done = 0
-        with LinearInputs(layers) as inputs, torch.no_grad():
+        with watching(layers) as inputs, torch.no_grad():
             for batch in ensemble.batches(task, batch_size):
                 inputs.starts(batch)
                 done += len(ensemble.network.features(batch))

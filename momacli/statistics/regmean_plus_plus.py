@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from momacli.adaptation.ensemble import Ensemble, Merged, Task
 from momacli.models.interface import Batch
 from momacli.progress import Progress
-from momacli.statistics.grams import LinearInputs, RegressionSums, linear_layers
+from momacli.statistics.grams import LinearInputs, RegressionSums, linear_layers, watching
 
 SAMPLES = 256
 """Of each task, unless told otherwise."""
@@ -44,7 +44,7 @@ def regmean_plus_plus(ensemble: Ensemble, *, alpha: float = 0.95, batch_size: in
         sums = RegressionSums(alpha)
         for t, task in enumerate(ensemble.tasks):
             ensemble.load_expert(t, stage.tensors)
-            with LinearInputs(stage.layers) as inputs:
+            with watching(stage.layers) as inputs:
                 _pass(ensemble, task, stage, inputs, batch_size)
             sums.add(inputs, partial(ensemble.expert, t))
             done = number * len(ensemble.tasks) + t + 1

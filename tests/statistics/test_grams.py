@@ -3,7 +3,7 @@ import torch
 from tiny_ensemble import tiny_ensemble
 from torch import nn
 
-from momacli.statistics.grams import LinearInputs, damped, linear_layers, regression
+from momacli.statistics.grams import damped, linear_layers, regression, watching
 
 
 def random(*shape, seed=0):
@@ -90,7 +90,7 @@ def test_layers_with_the_same_input_share_one_matrix():
     ensemble = tiny_ensemble(Attention)
     layers = linear_layers(ensemble)
     x = random(9, 6)
-    with LinearInputs(layers) as inputs, torch.no_grad():
+    with watching(layers) as inputs, torch.no_grad():
         inputs.starts({})
         ensemble.network.features({"x": x})
 
@@ -107,7 +107,7 @@ def test_padding_is_no_token():
     ensemble = tiny_ensemble(lambda: nn.Linear(6, 4))
     x, mask = random(5, 7, 6), torch.ones(5, 7)
     mask[:, 4:] = 0
-    with LinearInputs(linear_layers(ensemble)) as inputs:
+    with watching(linear_layers(ensemble)) as inputs:
         for part, kept in zip(x.split(2), mask.split(2), strict=True):
             inputs.starts({"attention_mask": kept})
             ensemble.network.module(part)
@@ -119,7 +119,7 @@ def test_padding_is_no_token():
 def test_nothing_is_watched_when_the_block_has_ended():
     ensemble = tiny_ensemble()
     layers = linear_layers(ensemble)
-    with LinearInputs(layers):
+    with watching(layers):
         assert all(layer._forward_pre_hooks for layer in layers.values())
 
     assert not any(layer._forward_pre_hooks for layer in layers.values())
