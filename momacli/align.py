@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from momacli.alignment.beside import ADAPTER, ALIGNMENT
 from momacli.alignment.catalog import (
@@ -17,13 +17,15 @@ from momacli.alignment.catalog import (
     known_method,
 )
 from momacli.alignment.report import AlignReport
-from momacli.alignment.settings import Settings
+from momacli.alignment.settings import Precision, Settings
 from momacli.checkpoint.multitask import TaskModel
 from momacli.data.reading import Reading
 from momacli.errors import ModelError, UsageError
 from momacli.progress import Listener, ignore
 
 if TYPE_CHECKING:
+    import torch
+
     from momacli.alignment.encoding import TaskData
     from momacli.alignment.inputs import Inputs
     from momacli.alignment.outcome import Outcome
@@ -104,6 +106,7 @@ def align(
             listener=listener,
             beside=ADAPTER if method in ADDING else ALIGNMENT,
         )
+        job = _on(inputs.device, job)
         report = AlignReport(
             output=inputs.target,
             alignment=inputs.alignment,
@@ -138,6 +141,15 @@ def _job(
     if settings is not None:
         raise UsageError(f"method {method} takes options, not moma's settings")
     return feature_method(method, options)
+
+
+def _on(device: "torch.device", job: Settings | FeatureMethod) -> Settings | FeatureMethod:
+    """The same, with what it leaves to the device."""
+    from momacli.models.device import choose_precision
+
+    if isinstance(job, FeatureMethod):
+        return job
+    return replace(job, precision=cast("Precision", choose_precision(job.precision, device)))
 
 
 def _settings(job: Settings | FeatureMethod) -> dict[str, Any]:

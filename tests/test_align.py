@@ -3,7 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -298,6 +298,7 @@ def test_an_alignment_records_every_input_with_its_digest_and_what_it_achieved(m
 
     assert recipe["command"] == "align"
     assert recipe["parameters"]["steps"] == QUICK.steps
+    assert recipe["parameters"]["precision"] == report.settings["precision"] != "auto"
     assert recipe["parameters"]["merge"]["method"] == "task-arithmetic"
     with safe_open("aligned/alignment.safetensors", "pt") as file:
         measures = json.loads(file.metadata()["alignment"])["measures"]
@@ -427,3 +428,25 @@ def test_a_stopped_alignment_goes_on_and_ends_with_the_same_bytes(merged):
     assert not Path("aligned.state.safetensors").exists()
     again = {name.replace("whole", "aligned"): d for name, d in digests(Path("whole")).items()}
     assert digests(Path("aligned")) == again
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_fits_what_the_processor_fits(merged, precision):
+    settings = replace(QUICK, precision=precision)
+
+    here = align(data="unlabeled", settings=QUICK, device="cpu", output="here")
+    there = align(data="unlabeled", settings=settings, device="cuda", output="there")
+
+    assert there.settings["precision"] == precision
+    for task, one in here.tasks.items():
+        assert there.tasks[task].cosine_after == pytest.approx(one.cosine_after, abs=0.02)
+        assert there.tasks[task].logit_difference < 1e-2
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_half_precision_and_the_papers_batch_are_what_auto_means(merged):
+    report = align(data="unlabeled", settings=replace(QUICK, batch_size="auto"), device="cuda")
+
+    assert report.settings["batch_size"] == 16
+    assert report.settings["precision"] == "bfloat16"

@@ -6,7 +6,7 @@ needed here: their features come in ready made.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -22,15 +22,19 @@ from momacli.alignment.resume import Keeper
 from momacli.alignment.settings import Settings
 from momacli.alignment.sharing import ALONE, fitting_all, part_of, rows_of_all
 from momacli.alignment.transforms import Transforms
+from momacli.data.ahead import ahead
 from momacli.data.order import shuffled
 from momacli.errors import DivergenceError
 from momacli.merging.ranks import Ranks
-from momacli.models.interface import Encoder
+from momacli.models.device import choose_precision
+from momacli.models.interface import Batch, Encoder
 from momacli.progress import Listener, Notice, Progress
 from momacli.signals import uninterrupted
 
 State = tuple[int, Mapping[str, Tensor]]
 """Steps done, and the tensors to go on from."""
+
+_Inputs = tuple[list[Tensor], Batch | None]
 
 _SIZE = "batch_size"
 
@@ -60,11 +64,13 @@ class Descent:
         OutOfMemoryError, naming the batch size, if a step does not fit.
         """
         done = first = 0 if kept is None else self._take_up(kept, listener)
-        picks = self._picks(done)
+        inputs = self._inputs(done)
+        if self._device.type == "cuda":
+            inputs = ahead(inputs)
         share = self.masked.masked_share()
         try:
             while done < self.settings.steps:
-                values = self._step(next(picks), done + 1)
+                values = self._step(inputs, done + 1)
                 done += 1
                 if done % _COUNTED == 0:
                     share = self.masked.masked_share()
@@ -80,6 +86,8 @@ class Descent:
                 text = f"stopped after step {self.masked.steps}"
                 listener(Notice(f"{text}; the same command goes on from there"))
             raise
+        finally:
+            inputs.close()
         return (done - first) * self.samples
 
     def _picks(self, done: int) -> Iterator[list[Tensor]]:
@@ -95,12 +103,25 @@ class Descent:
         while True:
             yield [next(order) for order in orders]
 
-    def _step(self, picked: Sequence[Tensor], number: int) -> dict[str, float]:
-        """Move mask and transforms by one step on these samples; returns each task's loss."""
+    def _inputs(self, done: int) -> Generator[_Inputs, None, None]:
+        """Each step's samples, and this process's part of them as one batch, if it has any."""
+        for picked in self._picks(done):
+            own = part_of(sum(map(len, picked)), self.ranks)
+            batches, start = [], 0
+            for task, indices in zip(self.tasks, picked, strict=True):
+                mine = indices[max(0, own.start - start) : max(0, own.stop - start)]
+                start += len(indices)
+                if len(mine):
+                    batches.append(task.batch(mine))
+            yield picked, self.tasks[0].padding.together(batches) if batches else None
+
+    def _step(self, inputs: Iterator[_Inputs], number: int) -> dict[str, float]:
+        """Move mask and transforms by one step; returns each task's loss."""
+        with self._fitting():
+            picked, batch = next(inputs)
+            features = self._features(batch)
         sizes = [len(indices) for indices in picked]
         own = part_of(sum(sizes), self.ranks)
-        with self._fitting():
-            features = self._features(picked, own)
         rows = rows_of_all(features.detach(), own, sum(sizes), self.ranks).requires_grad_()
         merged = rows.split(sizes)
         finetuned = [
@@ -123,17 +144,18 @@ class Descent:
             self.transforms.observe([z_m.detach() for z_m in merged], finetuned)
         return values
 
-    def _features(self, picked: Sequence[Tensor], own: slice) -> Float[Tensor, "n d"]:
-        """What the merged encoder makes of this process's part of a step's samples."""
-        batches, start = [], 0
-        for task, indices in zip(self.tasks, picked, strict=True):
-            mine = indices[max(0, own.start - start) : max(0, own.stop - start)]
-            start += len(indices)
-            if len(mine):
-                batches.append(task.batch(mine))
-        if not batches:
+    def _features(self, batch: Batch | None) -> Float[Tensor, "n d"]:
+        """What the merged encoder makes of samples, in float32 whatever it computes in."""
+        if batch is None:
             return torch.zeros_like(self.tasks[0].finetuned[:0])
-        return self.encoder.features(self.tasks[0].padding.together(batches)).float()
+        half = choose_precision(self.settings.precision, self._device) == "bfloat16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+            features = self.encoder.features(batch)
+        return features.float()
+
+    @property
+    def _device(self) -> torch.device:
+        return self.tasks[0].device
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from momacli.data.loading import Samples, load_samples
 from momacli.data.reading import Reading
 from momacli.merging.ranks import Ranks
 from momacli.models.classification import Classifier
+from momacli.models.device import moved
 from momacli.models.families import open_classifier
 from momacli.models.separate_head import SeparateHead
 
@@ -115,7 +116,7 @@ def batches(samples: Samples, device: torch.device) -> Callable[[Tensor], dict[s
     """Return what gives the samples of some indices [n] as a model on the device takes them."""
 
     def batch(indices: Tensor) -> dict[str, Tensor]:
-        return {key: value.to(device) for key, value in samples.batch(indices).items()}
+        return {key: moved(value, device) for key, value in samples.batch(indices).items()}
 
     return batch
 

@@ -8,6 +8,7 @@ from momacli.errors import UsageError
 Mask = Literal["element", "none"]
 Transform = Literal["orthogonal", "similarity", "scaling", "linear", "penalty"]
 Objective = Literal["logits", "features"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 LARGEST_BATCH = 16
 """Where a batch size that is found begins: the paper's for vision."""
@@ -36,6 +37,9 @@ class Settings:
     mask_rate: Adam's learning rate for S; 0.1 is the paper's.
     transform_rate: Adam's learning rate for A where it is learned; 1e-3 is the paper's.
     sparsity: weight of sum sigma(S)^2; 5e-9 is the paper's L2 weight.
+    precision: of the encoder's arithmetic in the steps; "auto" is bfloat16 on a GPU that has it
+        and float32 elsewhere. S, A_t, their updates, the objective, and the features that results
+        are told from are float32 in any case.
     seed: of the order of the samples.
     """
 
@@ -53,11 +57,18 @@ class Settings:
     project: bool = True
     solve_every: int = 10
     memory: float = 0.98  # decay a step of the running cross-covariance
+    precision: Precision = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot work. Raises UsageError."""
-        for name, kind in (("mask", Mask), ("transform", Transform), ("objective", Objective)):
+        kinds = {
+            "mask": Mask,
+            "transform": Transform,
+            "objective": Objective,
+            "precision": Precision,
+        }
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(
                     f"{name}: expected {' or '.join(get_args(kind))}, found {getattr(self, name)}"

@@ -114,6 +114,14 @@ def align(
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the soft penalty on A^T A - I; default 1.")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|float32|bfloat16",
+            help="What the encoder computes the steps in; auto is bfloat16 on a GPU. What is "
+            "learned, and all results, are float32.",
+        ),
+    ] = None,
     seed: Seed = 0,
     base: MovedBase = None,
     config: ModelConfig = None,
@@ -199,6 +207,7 @@ def align(
         "headroom": headroom,
         "sparsity": sparsity,
         "alpha": alpha,
+        "precision": precision,
         "seed": seed,
     }
     method = known_method(method)

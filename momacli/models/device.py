@@ -11,6 +11,7 @@ from momacli.errors import ModelError, OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 def choose_device(device: str) -> "torch.device":
@@ -30,6 +31,23 @@ def choose_device(device: str) -> "torch.device":
         return torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"unknown device {device}", hint="use auto, cpu or cuda") from error
+
+
+def choose_precision(precision: str, device: "torch.device") -> str:
+    """Return what "auto" means on a device: bfloat16 on a GPU that has it, else float32."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def moved(value: "Tensor", device: "torch.device") -> "Tensor":
+    """Return a tensor of the processor's on a device; a GPU need not be waited for."""
+    if device.type == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from momacli.alignment.resume import Keeper
 from momacli.alignment.settings import Settings, paper
 from momacli.errors import DivergenceError, OutOfMemoryError, UsageError
 from momacli.features.procrustes import orthogonality_error
+from momacli.models.device import choose_precision
 from momacli.models.interface import Head
 from momacli.progress import Notice, Progress
 
@@ -138,6 +139,33 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(problem):
     assert any(not torch.equal(mask, other.masks[name]) for name, mask in first.masks.items())
 
 
+def test_in_half_precision_only_the_steps_of_the_encoder_are_so(problem):
+    encoder, read_base, tasks = problem()
+    computed = {}
+
+    def note(module, _inputs, output):
+        computed.setdefault(len(output), set()).add(output.dtype)
+
+    encoder.module[0].register_forward_hook(note)
+    settings = Settings(steps=60, batch_size=16, precision="bfloat16")
+    half = fit_alignment(encoder, read_base, tasks, settings, headroom=2.0)
+    whole = fit_alignment(*problem(), replace(settings, precision="float32"), headroom=2.0)
+
+    assert computed == {64: {torch.float32}, 32: {torch.bfloat16}}  # passes over all, and steps
+    kept = [*half.masks.values(), half.transforms, *half.features_after]
+    assert {value.dtype for value in kept} == {torch.float32}
+    assert orthogonality_error(half.transforms).max() < 1e-5
+    gained = [one.objective_before.sum() - one.objective_after.sum() for one in (half, whole)]
+    assert gained[0] > 0.9 * gained[1]
+
+
+def test_a_processor_computes_in_single_precision_unless_told_otherwise():
+    processor = torch.device("cpu")
+
+    assert choose_precision("auto", processor) == "float32"
+    assert choose_precision("bfloat16", processor) == "bfloat16"
+
+
 def test_every_step_is_one_forward_pass_over_all_tasks(problem):
     encoder, read_base, tasks = problem()
     sizes = []
@@ -205,6 +233,7 @@ def test_features_that_are_not_finite_are_refused_before_any_step(problem):
         {"headroom": -1.0},
         {"headroom": 1.0},
         {"mask": "rows"},
+        {"precision": "half"},
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong):

@@ -104,6 +104,7 @@ def test_evaluate_in_json_has_counts_and_intervals(place, capfd):
         (["align", "--data", "unlabeled", "--cache-dtype", "int8"], 2, "float32 or float16"),
         (["align", "--data", "unlabeled", "--prepare", "mice"], 2, "has no task mice"),
         (["align", "--data", "unlabeled", "--prepare", "all", "--dry-run"], 2, "--prepare"),
+        (["align", "--data", "unlabeled", "--precision", "half"], 2, "precision"),
         (["align"], 2, "--data"),
         (["align", "--data", "nowhere"], 1, "nowhere"),
         (["align", "nowhere", "--data", "unlabeled"], 1, "nowhere"),
