@@ -34,6 +34,7 @@ from momacli.comparing.table import main_table
 from tests.benchmarks import adaptation, headers, large, merge_cost, on_features, readme
 from tests.benchmarks.cells import Cells
 from tests.benchmarks.comparison import as_json, compare_on
+from tests.benchmarks.machine import called
 from tests.benchmarks.steps import measured_step
 
 
@@ -47,19 +48,11 @@ def run_suite(arguments: argparse.Namespace) -> None:
         report = compare_on(suite, methods, plan.seed, arguments.out, listener)
     print_table(main_table(report.rows, report.tasks))
     target = arguments.out / f"{suite.name}.json"
-    content = as_json(suite, plan, report, _command(arguments))
+    content = as_json(
+        suite, plan, report, called(suite.name, arguments, leave_out=("suite", "methods"))
+    )
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"written: {target}")
-
-
-def _command(arguments: argparse.Namespace) -> str:
-    """What was called, with folders by what they are: theirs are of one machine."""
-    words = []
-    for name, value in vars(arguments).items():
-        if name not in ("run", "suite", "methods") and value is not None:
-            shown = name.split("_")[-1].upper() if isinstance(value, Path) else value
-            words.append(f"--{name.replace('_', '-')} {shown}")
-    return f"python -m tests.benchmarks {arguments.suite} {' '.join(words)}"
 
 
 ALIGNMENTS = (("vit-b32", 8, 4), ("small", 8, 4), ("small", 8, 16))

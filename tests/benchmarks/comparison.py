@@ -1,11 +1,7 @@
 """The methods that are compared on every suite, by `moma compare`, and what is kept of it."""
 
-import datetime
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ from momacli.comparing.rows import Row
 from momacli.comparing.specs import BASES
 from momacli.progress import Listener
 from momacli.statistics.score import Score
+from tests.benchmarks.machine import circumstances
 
 ALONE = (
     *("breadcrumbs", "dare", "della", "magmax", "pcb", "consensus", "sce", "model-stock"),
@@ -72,18 +69,9 @@ def compare_on(
 
 def as_json(suite: Suite, plan: Plan, report: CompareReport, command: str) -> dict[str, Any]:
     """All of it for programs, and for the README."""
-    versions = {name: version(name) for name in ("torch", "transformers", "numpy")}
-    machine = {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **versions,
-    }
     return {
         "suite": suite.name,
-        "command": command,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine,
+        **circumstances(command),
         "about": dict(suite.about),
         "plan": asdict(plan),
         "tasks": list(report.tasks),

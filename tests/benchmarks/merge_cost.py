@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.machine import called, circumstances
 from tests.benchmarks.weights import SETS, generate
 
 
@@ -141,20 +142,29 @@ def _floor(models: Sequence[Path], files: Sequence[Path], place: Path) -> Cost:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure merges of one set of weights and print the table."""
+    """Measure merges of one set of weights, print the table, and perhaps write it."""
     data: Path = arguments.data / arguments.set
     models, files = generate(arguments.set, data)
     print(
         f"{'':34} {'CPU s':>8} {'x floor':>8} {'net':>8} {'wall s':>8} {'own GB':>8} "
         f"{'x mergekit':>10}"
     )
-    lowest = _floor(models, files, data / "copy")
-    floor = lowest.processor
-    _show("floor: cat all, cp one", lowest, floor)
-    _show("import torch", measure([sys.executable, "-c", "import torch"]), floor)
-    for name in arguments.methods or [name for name in ROWS if ROWS[name].mergekit]:
-        _measure_row(name, ROWS[name], models, data, floor, arguments)
+    floor = min((_floor(models, files, data / "copy") for _ in range(arguments.times)), key=_spent)
+    _show("floor: cat all, cp one", floor, floor.processor)
+    _show("import torch", measure([sys.executable, "-c", "import torch"]), floor.processor)
+    rows = [
+        _measure_row(name, ROWS[name], models, data, floor.processor, arguments)
+        for name in arguments.methods or [name for name in ROWS if ROWS[name].mergekit]
+    ]
     print("net: without start-up, in multiples of the floor")
+    if arguments.out:
+        command = called("merge", arguments, leave_out=("out",))
+        content = {**circumstances(command), "floor": asdict(floor), "merges": rows}
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _spent(cost: Cost) -> float:
+    return cost.processor
 
 
 def _measure_row(
@@ -164,7 +174,8 @@ def _measure_row(
     data: Path,
     floor: float,
     arguments: argparse.Namespace,
-) -> None:
+) -> dict[str, Any]:
+    """Measure a method, the least of several times; mergekit, which is slow, once."""
     base, *experts = models[: 1 + (row.experts or len(models))]
     theirs = None
     if arguments.mergekit and row.mergekit:
@@ -180,13 +191,25 @@ def _measure_row(
     remembered = data / "digests"
     if not remembered.exists():
         measure(command, environment={"MOMA_DIGESTS": str(remembered)})
-    start = measure([*command, "--dry-run"]).processor
+
+    def least(*more: str, digests: str) -> Cost:
+        costs = (
+            measure([*command, *more], environment={"MOMA_DIGESTS": digests})
+            for _ in range(arguments.times)
+        )
+        return min(costs, key=_spent)
+
+    start = least("--dry-run", digests="off").processor
+    found: dict[str, Any] = {"method": name, "start": start}
     for kind, digests in (("hashing", "off"), ("digests known", str(remembered))):
-        cost = measure(command, environment={"MOMA_DIGESTS": digests})
+        cost = least(digests=digests)
         beside = f"{cost.processor / theirs.processor:.2f}" if theirs else ""
         _show(f"moma {name}, {kind}", cost, floor, start, beside)
+        found[kind] = asdict(cost)
     if theirs:
         _show(f"mergekit {row.mergekit}", theirs, floor)
+        found["mergekit"] = asdict(theirs)
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,3 +218,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", choices=sorted(SETS), default="vit")
     parser.add_argument("--methods", nargs="+", choices=sorted(ROWS), help="of the table's rows")
     parser.add_argument("--mergekit", type=Path, help="a Python that has mergekit 0.1.5")
+    parser.add_argument("--times", type=int, default=1, help="the least of so many runs counts")
+    parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")

@@ -5,8 +5,9 @@ In the README a table stands between `<!-- results: NAME -->` and `<!-- end of r
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,7 +17,7 @@ from momacli.comparing.markdown import as_markdown
 from momacli.comparing.plan import FINE_TUNED
 from momacli.comparing.rows import Row
 from momacli.comparing.specs import BASES
-from momacli.comparing.table import main_table
+from momacli.comparing.table import Cell, Line, Table, main_table
 from momacli.figures.accuracy import draw_accuracy
 from momacli.figures.marks import COLOURS, MARKERS
 from tests.benchmarks.cells import digest_of_files
@@ -32,7 +33,9 @@ def write() -> None:
     """Write the README anew, and the figures it shows."""
     README.write_text(with_results(README.read_text(encoding="utf-8")), encoding="utf-8")
     for file in sorted(RESULTS.glob("*.json")):
-        draw(file)
+        content = _read(file.stem)
+        if "rows" in content:
+            draw(file, rows_of(content), content["tasks"])
 
 
 def with_results(text: str) -> str:
@@ -42,22 +45,42 @@ def with_results(text: str) -> str:
 
 def block(name: str) -> str:
     """The table of one result, what it was measured with, and its figures."""
-    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    content = _read(name)
     machine = content["machine"]
+    where = (
+        f"`{content['command']}`, {content['date']}, {machine['cores']} cores of "
+        f"{machine['processor']}, torch {machine['torch']}.\n"
+    )
+    if "merges" in content:
+        return f"{_costs(content)}\n{where}"
     place = RESULTS.relative_to(README.parent).as_posix()
     return (
-        f"{as_markdown(main_table(rows_of(content), content['tasks']))}\n"
-        f"`{content['command']}`, {content['date']}, {machine['cores']} cores of "
-        f"{machine['processor']}, torch {machine['torch']}.\n\n"
+        f"{as_markdown(main_table(rows_of(content), content['tasks']))}\n{where}\n"
         f"![Accuracy by task]({place}/{name}-accuracy.svg)\n"
         f"![Accuracy against added parameters]({place}/{name}-added.svg)\n"
     )
 
 
-def draw(file: Path) -> None:
-    """Draw the two figures of one result, beside it."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    rows, tasks = rows_of(content), content["tasks"]
+def _read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _costs(content: Mapping[str, Any]) -> str:
+    """Processor time and memory of merges, by method; mergekit is 1."""
+    header = ["Method", "CPU, first time", "again", "mergekit", "Memory (GB)", "mergekit"]
+    lines = []
+    for row in content["merges"]:
+        first, again, theirs = (row[key] for key in ("hashing", "digests known", "mergekit"))
+        ratios = [one["processor"] / theirs["processor"] for one in (first, again)]
+        cells = [*(f"{ratio:.2f}" for ratio in ratios), f"{theirs['processor']:.1f} s"]
+        memory = [f"{one['own'] / 1e9:.2f}" for one in (again, theirs)]
+        lines.append(Line(row["method"], False, [Cell(cell) for cell in (*cells, *memory)]))
+    return as_markdown(Table(header, lines))
+
+
+def draw(file: Path, rows: Sequence[Row], tasks: Sequence[str]) -> None:
+    """Draw the two figures of one suite's result, beside it."""
     accuracies = {
         row.label: [row.scores[task].accuracy for task in tasks]
         for row in rows
