@@ -12,12 +12,14 @@ With h = (sum_t lambda_t tau_t) * dL/dtheta_m, and n entries in a tensor:
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from momacli.adaptation.leaves import LOSS_SCALE, blocks
+from momacli.compiled.loops import adam_of_mask, product_of_three
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
@@ -41,18 +43,55 @@ def mean_of(s: Float[Tensor, " n"]) -> Float[Tensor, ""]:
 
 
 def pull_back(
-    h: Float[Tensor, " k"],
-    s: Float[Tensor, " k"],
-    mean: Float[Tensor, ""],
-    offset: Float[Tensor, ""],
-    temperature: float,
-) -> Float[Tensor, " k"]:
-    """Return dL/dx of some entries of a tensor, where h = dL/dm of m = s / mean(s).
+    h: Float[Tensor, " n"], s: Float[Tensor, " n"], temperature: float
+) -> Float[Tensor, " n"]:
+    """Return dL/dx, where h = dL/dm of m = s / mean(s)."""
+    mean = mean_of(s)
+    gradient = h - (h @ s) / (s.numel() * mean)
+    return gradient.mul_(s).mul_(1 - s).div_(temperature * mean)
 
-    mean, offset: mean(s) and <h, s> / (n mean(s)) of all n entries.
+
+@dataclass(frozen=True)
+class Logits:
+    """x of one tensor, Adam's moments of it, and the s that was drawn with it, all [n]."""
+
+    x: Tensor
+    m: Tensor
+    v: Tensor
+    s: Tensor
+
+
+def compiled_step(
+    of: Logits, gradient: Tensor, tau: Tensor, temperature: float, rate: float, number: int
+) -> None:
+    """Move x by Adam's step of this number, in two passes over the entries; on the CPU.
+
+    gradient: LOSS_SCALE dL/dtheta_m. tau: what the mask is on.
     """
-    gradient = (h - offset).mul_(s).div_(temperature * mean)
-    return torch.addcmul(gradient, gradient, s, value=-1, out=gradient)
+    given = (gradient.numpy(), tau.numpy(), of.s.numpy())
+    mean = float(mean_of(of.s))
+    offset = product_of_three(*given) / (LOSS_SCALE * len(of.s) * mean)
+    factor, (correction_1, correction_2) = 1 / (temperature * mean), _corrections(number)
+    adam_of_mask(
+        of.x.numpy(), of.m.numpy(), of.v.numpy(), *given, 1 / LOSS_SCALE, offset, factor,
+        rate * correction_2**0.5 / correction_1, _EPSILON * correction_2**0.5,
+    )  # fmt: skip
+
+
+def torch_step(
+    of: Logits, gradient: Tensor, tau: Tensor, temperature: float, rate: float, number: int
+) -> None:
+    """Do the same on any device."""
+    slope = pull_back((gradient * tau).div_(LOSS_SCALE), of.s, temperature)
+    correction_1, correction_2 = _corrections(number)
+    of.m.lerp_(slope, 1 - _BETAS[0])
+    of.v.mul_(_BETAS[1]).addcmul_(slope, slope, value=1 - _BETAS[1])
+    scale = (of.v / correction_2).sqrt_().add_(_EPSILON)
+    of.x.addcdiv_(of.m, scale, value=-rate / correction_1)
+
+
+def _corrections(number: int) -> tuple[float, float]:
+    return 1 - _BETAS[0] ** number, 1 - _BETAS[1] ** number
 
 
 class ConcreteMask:
@@ -106,24 +145,13 @@ class ConcreteMask:
     ) -> None:
         """Move x of one tensor by one step of Adam; all tensors have to be moved in a step.
 
-        gradient: LOSS_SCALE dL/dtheta_m; it is overwritten. tau: what the mask is on.
+        gradient: LOSS_SCALE dL/dtheta_m. tau: what the mask is on.
         """
         if part.start == 0:
             self._taken += 1
-        s, h = self._s[part], gradient
-        offset, mean = torch.zeros_like(s[:1].sum()), mean_of(s)
-        for piece in blocks(slice(0, len(s))):
-            h[piece].mul_(tau[piece]).mul_(1 / LOSS_SCALE)
-            offset += h[piece] @ s[piece] / (len(s) * mean)
-        correction_1, correction_2 = (1 - beta**self._taken for beta in _BETAS)
-        for piece in blocks(part):
-            inside = slice(piece.start - part.start, piece.stop - part.start)
-            slope = pull_back(h[inside], s[inside], mean, offset, self._temperature)
-            m, v = self._m[piece], self._v[piece]
-            m.lerp_(slope, 1 - _BETAS[0])
-            v.mul_(_BETAS[1]).addcmul_(slope, slope, value=1 - _BETAS[1])
-            scale = (v / correction_2).sqrt_().add_(_EPSILON)
-            self.x[piece].addcdiv_(m, scale, value=-rate / correction_1)
+        logits = Logits(self.x[part], self._m[part], self._v[part], self._s[part])
+        step = compiled_step if self.x.device.type == "cpu" else torch_step
+        step(logits, gradient, tau, self._temperature, rate, self._taken)
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs to go on after the present step, but for a drawn mask."""

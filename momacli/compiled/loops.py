@@ -185,6 +185,49 @@ def adam(
 
 
 @_compiled
+def product_of_three(a: Array, b: Array, c: Array) -> float:
+    """The sum of a * b * c over all entries, [n] each."""
+    total = 0.0
+    for start in range(0, a.shape[0], _BLOCK):
+        stop = min(start + _BLOCK, a.shape[0])
+        part = a.dtype.type(0)
+        for i in range(start, stop):
+            part += a[i] * b[i] * c[i]
+        total += part
+    return total
+
+
+@_compiled
+def adam_of_mask(
+    x: Array,
+    mean: Array,
+    square: Array,
+    gradient: Array,
+    tau: Array,
+    s: Array,
+    unscale: float,
+    offset: float,
+    factor: float,
+    rate: float,
+    epsilon: float,
+) -> None:
+    """Move the logits x of a relaxed mask s, with `unscale * gradient` by what s * tau is added to.
+
+    dL/dx = (unscale * gradient * tau - offset) s (1 - s) factor; the rest is as in `adam`.
+    """
+    kind = x.dtype.type
+    new_mean, new_square, one = kind(0.1), kind(0.001), kind(1)
+    down, less, times, step, floor = (
+        kind(unscale), kind(offset), kind(factor), kind(rate), kind(epsilon),
+    )  # fmt: skip
+    for i in range(x.shape[0]):
+        slope = (down * gradient[i] * tau[i] - less) * s[i] * (one - s[i]) * times
+        mean[i] += new_mean * (slope - mean[i])
+        square[i] += new_square * (slope * slope - square[i])
+        x[i] -= step * mean[i] / (np.sqrt(square[i]) + floor)
+
+
+@_compiled
 def _uniform(key: np.uint64, counter: np.uint64) -> np.float32:
     """A number from [0, 1), a multiple of 2^-24."""
     drawn = _split_mix(key, counter) >> np.uint64(40)

@@ -8,6 +8,7 @@ import argparse
 
 from tests.benchmarks.steps import measured_step
 
+METHODS = ("adamerging", "concrete")
 TASKS, BATCH = 8, 4
 
 Numbers = tuple[float, float, float]
@@ -20,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"{'own GB':>8} {'ratio':>6} {'peak GB':>8}"
     )
     _show("plain training step", _cost("adaptation_step", "plain", arguments))
-    for kind in ("adamerging", "concrete"):
+    for kind in arguments.methods:
         others = {f"{kind}, naive": _cost("adaptation_step", f"{kind}-naive", arguments)}
         if arguments.fusionbench:
             python = arguments.fusionbench
@@ -56,6 +57,10 @@ def _show(name: str, numbers: Numbers, other: Numbers | None = None) -> None:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """How large, how often, and beside what."""
     command.add_argument("--size", choices=("vit-b32", "small"), default="vit-b32")
+    command.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS,
+        help="FusionBench holds 20 GB for a step of concrete on vit-b32",
+    )  # fmt: skip
     command.add_argument("--steps", type=int, default=3, help="to measure of each kind")
     command.add_argument("--threads", type=int, default=1, help="of each process")
     command.add_argument(
