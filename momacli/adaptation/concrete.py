@@ -13,17 +13,28 @@ With h = (sum_t lambda_t tau_t) * dL/dtheta_m, and n entries in a tensor:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from momacli.adaptation.leaves import LOSS_SCALE, blocks
+from momacli.adaptation.ensemble import Ensemble, Merged
+from momacli.adaptation.leaves import LOSS_SCALE, Leaves, blocks
 from momacli.compiled.loops import adam_of_mask, product_of_three
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 _SMALLEST = 2.0**-24
+
+LastMask = Literal["sampled", "expected"]
+
+
+def whole(ensemble: Ensemble, leaves: Leaves, lam: float) -> Merged:
+    """All tensors, when learning is over: the leaves, and the others by task arithmetic."""
+    leaves.release()
+    others = [name for name in ensemble.tensors if name not in leaves.names]
+    return leaves.merged() | {name: ensemble.task_arithmetic(name, lam) for name in others}
 
 
 def relaxed_bernoulli(
@@ -119,9 +130,12 @@ class ConcreteMask:
             self._s[piece] = relaxed_bernoulli(x, uniform(len(x)), self._temperature)
 
     @torch.no_grad()
-    def expect(self) -> None:
-        """Take sigmoid(x), the probability of each entry, for the mask."""
-        torch.sigmoid(self.x, out=self._s)
+    def draw_last(self, last: LastMask, uniform: Callable[[int], Tensor]) -> None:
+        """Draw the mask that stays or, for "expected", take sigmoid(x), each probability."""
+        if last == "sampled":
+            self.draw(uniform)
+        else:
+            torch.sigmoid(self.x, out=self._s)
 
     def masked(
         self,

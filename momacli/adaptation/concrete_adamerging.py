@@ -17,8 +17,7 @@ from torch import Tensor
 
 from momacli.adaptation.adamerging import start
 from momacli.adaptation.coefficients import Coefficients, pull_back
-from momacli.adaptation.concrete import ConcreteMask
-from momacli.adaptation.concrete_task_arithmetic import LastMask
+from momacli.adaptation.concrete import ConcreteMask, LastMask, whole
 from momacli.adaptation.ensemble import Ensemble, Merged
 from momacli.adaptation.fit import descend
 from momacli.adaptation.leaves import LOSS_SCALE
@@ -67,11 +66,7 @@ def concrete_adamerging(
     passes = 2 * mask_steps + steps
     descend(ensemble, learned, steps=passes, batch_size=batch_size, rate_option="mask-rate")
     learned.place()
-    coefficients.leaves.release()
-    others = [name for name in ensemble.tensors if name not in coefficients.leaves.names]
-    return coefficients.leaves.merged() | {
-        name: ensemble.base(name) + lam * ensemble.task_vectors(name).sum(dim=0) for name in others
-    }
+    return whole(ensemble, coefficients.leaves, lam)
 
 
 class MaskedCoefficients:
@@ -106,7 +101,8 @@ class MaskedCoefficients:
     def place(self) -> None:
         """Give the encoder theta_m, with another mask and coefficients where it is their turn."""
         if self._taken == self._first_part:
-            self._begin_last_part()
+            self._coefficients.reset(rate=self._rate)
+            self._mask.draw_last(self._last, self._ensemble.uniform("last mask"))
         elif self._taken < self._first_part and self._taken % 2 == 0:
             self._coefficients.reset()
             self._mask.draw(self._ensemble.uniform(f"mask {self._taken // 2}"))
@@ -115,13 +111,6 @@ class MaskedCoefficients:
             torch.mv(self._coefficients.task_vectors[layer].mT, lam[:, layer], out=self._sum[part])
             theta_0, theta = self._coefficients.theta_0[part], self._leaves.theta[part]
             self._mask.masked(part, self._sum[part], plus=theta_0, out=theta)
-
-    def _begin_last_part(self) -> None:
-        self._coefficients.reset(rate=self._rate)
-        if self._last == "sampled":
-            self._mask.draw(self._ensemble.uniform("last mask"))
-        else:
-            self._mask.expect()
 
     @torch.no_grad()
     def step(self) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from momacli.adaptation.concrete import ConcreteMask
+from momacli.adaptation.concrete import ConcreteMask, LastMask, whole
 from momacli.adaptation.ensemble import Ensemble, Merged
 from momacli.adaptation.fit import descend
 from momacli.adaptation.leaves import Leaves
@@ -22,8 +22,6 @@ from momacli.adaptation.leaves import Leaves
 ENCODERS, ENCODERS_PER_EXPERT = 8, 0
 """What is held, in sizes of the merged tensors in float32, whatever the number of experts:
 theta_0, tau, theta_m, its gradient, the mask, its logits and Adam's moments of these."""
-
-LastMask = Literal["sampled", "expected"]
 
 
 def concrete_task_arithmetic(
@@ -50,16 +48,8 @@ def concrete_task_arithmetic(
     leaves = Leaves({name: ensemble.network.parameters[name] for name in ensemble.learnable})
     learned = MaskedSum(ensemble, leaves, lam, rate, logits, temperature)
     descend(ensemble, learned, steps=steps, batch_size=batch_size)
-    learned.draw_last(mask)
-    learned.place_mask()
-    leaves.release()
-    others = [name for name in ensemble.tensors if name not in leaves.names]
-    return leaves.merged() | {name: _sum(ensemble, name, lam) for name in others}
-
-
-def _sum(ensemble: Ensemble, name: str, lam: float) -> Tensor:
-    """theta_0 + lambda sum_t tau_t of one tensor."""
-    return ensemble.base(name) + lam * ensemble.task_vectors(name).sum(dim=0)
+    learned.place_last(mask)
+    return whole(ensemble, leaves, lam)
 
 
 class MaskedSum:
@@ -77,7 +67,7 @@ class MaskedSum:
         self._ensemble, self._leaves, self._rate = ensemble, leaves, rate
         device = leaves.theta.device
         others = [name for name in ensemble.tensors if name in ensemble.network.buffers]
-        ensemble.load(lambda name: _sum(ensemble, name, lam), others)
+        ensemble.load(lambda name: ensemble.task_arithmetic(name, lam), others)
         self._theta_0, self._tau = torch.empty_like(leaves.theta), torch.empty_like(leaves.theta)
         for name, part in zip(leaves.names, leaves.slices, strict=True):
             self._theta_0[part] = ensemble.base(name).reshape(-1).to(device)
@@ -90,17 +80,15 @@ class MaskedSum:
     def place(self) -> None:
         """Draw a mask, and give the encoder theta_m."""
         self._mask.draw(self._ensemble.uniform(f"mask {self._taken}"))
-        self.place_mask()
+        self._place()
 
-    def draw_last(self, mask: LastMask) -> None:
-        """Draw the mask that stays, or take the probabilities."""
-        if mask == "sampled":
-            self._mask.draw(self._ensemble.uniform("last mask"))
-        else:
-            self._mask.expect()
+    def place_last(self, mask: LastMask) -> None:
+        """Give the encoder theta_m with the mask that stays."""
+        self._mask.draw_last(mask, self._ensemble.uniform("last mask"))
+        self._place()
 
     @torch.no_grad()
-    def place_mask(self) -> None:
+    def _place(self) -> None:
         """Give the encoder theta_0 + m * lambda sum_t tau_t with the present mask."""
         for part in self._leaves.slices:
             theta_0, theta = self._theta_0[part], self._leaves.theta[part]

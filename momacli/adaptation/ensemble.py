@@ -66,6 +66,10 @@ class Ensemble:
         theta_0 = self.base(name)
         return torch.stack([self.expert(t, name) - theta_0 for t in range(len(self.tasks))])
 
+    def task_arithmetic(self, name: str, lam: float) -> Tensor:
+        """theta_0 + lam sum_t tau_t of one tensor."""
+        return self.base(name) + lam * self.task_vectors(name).sum(dim=0)
+
     def mean(self, name: str) -> Tensor:
         """theta_0 + the mean of the task vectors: the average of the experts."""
         total = torch.zeros_like(theta_0 := self.base(name))
