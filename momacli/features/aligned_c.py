@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from momacli.features.descent import Pace, descend
+from momacli.features.descent import Pace, Slopes, descend
 from momacli.models.interface import Head
 
 
@@ -45,7 +45,7 @@ def aligned_c(
         answers = torch.log_softmax(head(finetuned), dim=1)
         features = merged if head.before is None else head.before(merged)
 
-    def differentiate(indices: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def differentiate(indices: Tensor) -> Slopes:
         z = features[indices]
         hidden = torch.addmm(bias, z, rows, alpha=scale)
         loss, by_hidden = _divergence(hidden, head.rest, answers[indices])
@@ -63,13 +63,16 @@ def _divergence(
     hidden: Float[Tensor, "n k"],
     rest: Callable[[Tensor], Tensor] | None,
     answers: Float[Tensor, "n C"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, "n k"]]:
+) -> tuple[Callable[[], Tensor], Float[Tensor, "n k"]]:
     """Return the mean KL(exp(answers) || softmax(rest(hidden))), and its gradient by hidden."""
     if rest is not None:
         hidden.requires_grad_(True)
     logits = hidden if rest is None else rest(hidden)
     found, wanted = torch.log_softmax(logits.detach(), dim=1), answers.exp()
-    loss = (wanted * (answers - found)).sum() / len(answers)
+
+    def loss() -> Tensor:
+        return (wanted * (answers - found)).sum() / len(answers)
+
     by_logits = (found.exp() - wanted) / len(answers)
     if rest is None:
         return loss, by_logits

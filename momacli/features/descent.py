@@ -20,6 +20,9 @@ _REPORT_EVERY = 50  # steps; on a GPU, looking at a loss waits for all that was 
 
 _EPSILON = 1e-8
 
+Slopes = tuple[Callable[[], Tensor], Sequence[Tensor]]
+"""A batch's loss, computed where it is asked for, and its gradient by each parameter."""
+
 Move = Callable[[Sequence[Tensor]], None]
 """Takes the gradients of the parameters and moves these."""
 
@@ -35,7 +38,7 @@ class Pace:
 
 def descend(
     parameters: Sequence[Tensor],
-    differentiate: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]],
+    differentiate: Callable[[Tensor], Slopes],
     count: int,
     pace: Pace,
     generator: torch.Generator,
@@ -43,7 +46,7 @@ def descend(
 ) -> None:
     """Move the parameters, contiguous float tensors, in place.
 
-    differentiate: indices [n] of samples -> their loss, and its gradient by each parameter.
+    differentiate: takes indices [n] of samples.
     count: how many samples there are.
     on_step: is told now and then how many steps are done, and the loss of the last.
 
@@ -57,7 +60,7 @@ def descend(
         move(gradients)
         if done % _REPORT_EVERY and done < pace.steps:
             continue
-        number = float(loss)
+        number = float(loss())
         if not math.isfinite(number):
             raise DivergenceError(
                 f"step {done}: the loss is not finite", hint="lower the rate with --set rate=…"

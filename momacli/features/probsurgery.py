@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.adapter import Adapter, new_down
-from momacli.features.descent import Pace, descend
+from momacli.features.descent import Pace, Slopes, descend
 
 
 def probsurgery(
@@ -45,18 +45,22 @@ def probsurgery(
     spread = torch.zeros_like(mean)
     wanted = merged - finetuned
 
-    def differentiate(indices: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def differentiate(indices: Tensor) -> Slopes:
         z = merged[indices]
         hidden = torch.relu(z @ down)
         mu, log_variance = hidden @ mean.mT, hidden @ spread.mT
         sigma = (log_variance / 2).exp_()
         noise = torch.randn(z.shape, generator=generator).to(z.device).mul_(sigma)
         rest = (wanted[indices] - mu).sub_(noise)  # z_m - zeta - z_t
-        loss = rest.abs().mean() + weight * normal_divergence(mu, log_variance)
-        by_zeta, share = rest.sign_().div_(-rest.numel()), weight / len(z)
+        by_zeta, share = rest.sign().div_(-rest.numel()), weight / len(z)
         by_mu = torch.add(by_zeta, mu, alpha=share)
         by_log_variance = noise.mul_(by_zeta).add_(sigma.square_().sub_(1), alpha=share).div_(2)
-        by_hidden = (by_mu @ mean).addmm_(by_log_variance, spread).mul_(hidden > 0)
+        by_hidden = (by_mu @ mean).addmm_(by_log_variance, spread)
+        by_hidden.masked_fill_(hidden <= 0, 0)
+
+        def loss() -> Tensor:
+            return rest.abs().mean() + weight * normal_divergence(mu, log_variance)
+
         return loss, (z.mT @ by_hidden, by_mu.mT @ hidden, by_log_variance.mT @ hidden)
 
     pace = Pace(steps, batch_size, rate)

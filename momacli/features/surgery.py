@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.adapter import Adapter, new_down
-from momacli.features.descent import Pace, descend
+from momacli.features.descent import Pace, Slopes, descend
 
 
 def surgery(
@@ -39,13 +39,13 @@ def surgery(
     up = merged.new_zeros(merged.shape[1], rank)
     wanted = merged - finetuned
 
-    def differentiate(indices: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def differentiate(indices: Tensor) -> Slopes:
         z = merged[indices]
         hidden = torch.relu(z @ down)
         rest = torch.addmm(wanted[indices], hidden, up.mT, alpha=-1)  # z' - z_t
         by_taken = rest.sign() / -rest.numel()  # what is taken from z
-        by_hidden = (by_taken @ up) * (hidden > 0)
-        return rest.abs().mean(), (z.mT @ by_hidden, by_taken.mT @ hidden)
+        by_hidden = (by_taken @ up).masked_fill_(hidden <= 0, 0)
+        return lambda: rest.abs().mean(), (z.mT @ by_hidden, by_taken.mT @ hidden)
 
     pace = Pace(steps, batch_size, rate)
     descend([down, up], differentiate, len(merged), pace, generator, on_step)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.adapter import Adapter, new_down
-from momacli.features.descent import Pace, descend
+from momacli.features.descent import Pace, Slopes, descend
 
 Encode = Callable[[Tensor, Sequence[Adapter]], tuple[Sequence[Tensor], Tensor]]
 """Indices [n] of samples and an adapter a block -> the mean token [n, d_l] behind each block, and
@@ -50,7 +50,7 @@ def surgery_v2(
     ups = [each.new_zeros(each.shape[1], rank) for each in wanted]
     parameters = [value for pair in zip(downs, ups, strict=True) for value in pair]
 
-    def differentiate(indices: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    def differentiate(indices: Tensor) -> Slopes:
         leaves = [value.detach().requires_grad_(True) for value in parameters]
         *inner, last = map(Adapter, leaves[::2], leaves[1::2])
         means, features = encode(indices, inner)
@@ -60,7 +60,7 @@ def surgery_v2(
             for one, each in zip(found, wanted, strict=True)
         ]
         loss = torch.stack(distances).sum()
-        return loss.detach(), torch.autograd.grad(loss, leaves)
+        return loss.detach, torch.autograd.grad(loss, leaves)
 
     pace = Pace(steps, batch_size, rate)
     descend(parameters, differentiate, len(wanted[-1]), pace, generator, on_step)

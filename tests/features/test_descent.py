@@ -115,7 +115,7 @@ def test_a_rate_that_no_loss_bears_is_an_error_that_says_so():
     value = torch.ones(3)
 
     def differentiate(_indices):
-        return value.sum(), [torch.full((3,), torch.nan)]
+        return value.sum, [torch.full((3,), torch.nan)]
 
     with pytest.raises(DivergenceError, match="the loss is not finite"):
         descend([value], differentiate, 4, Pace(60, 2, 1.0), generator())
