@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_models import CLASSES
+from tiny_text import random_texts, save_tokenizer, text_model
 
 from momacli.absorb import absorb
 from momacli.align import align
@@ -20,6 +21,7 @@ from momacli.errors import CheckpointError, ConflictError, UsageError
 from momacli.evaluate import evaluate
 from momacli.info import info
 from momacli.merge import merge
+from momacli.models.factory import quiet
 from momacli.progress import Notice, Progress
 from momacli.verify import verify
 
@@ -372,3 +374,24 @@ def test_what_a_method_does_not_have_is_said_before_any_work(shared, method, opt
         align("merged", data="unlabeled", method=method, options=options, output="none")
 
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["surgery", "surgery-v2"])
+def test_adapters_stand_before_heads_of_several_layers_too(tmp_path, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    for name in ("base", "moods"):
+        with quiet():
+            text_model("Roberta").save_pretrained(name)
+        save_tokenizer(Path(name))
+    texts = random_texts(12)
+    rows = [{"text": text, "label": number % 3} for number, text in enumerate(texts)]
+    Path("moods.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    merge(["moods"], base="base", output="merged")
+    arguments = {"data": "moods=moods.jsonl", "cache": "cache"}
+
+    report = align("merged", method=method, options={"steps": 2}, output="out", **arguments)
+    scores = evaluate(["out"], data="moods=moods.jsonl").scores["out"]
+
+    assert report.tasks["moods"].logit_difference < 1e-5
+    assert scores["moods"].total == 12
