@@ -20,6 +20,7 @@ _CHECKED = (
     "momacli.statistics.fisher",
     "momacli.statistics.grams",
     "momacli.alignment.descent",
+    "momacli.alignment.early_stop",
     "momacli.alignment.encoding",
     "momacli.alignment.fit",  # not .settings, which refuses wrong values in its own words
     "momacli.alignment.mask",

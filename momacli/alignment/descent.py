@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from momacli.alignment.early_stop import EVERY, EarlyStop
 from momacli.alignment.encoding import TaskData
 from momacli.alignment.mask import MaskedEncoder
 from momacli.alignment.objectives import Objective
@@ -56,6 +57,7 @@ class Descent:
     objective: Objective
     batch_size: int  # samples of each task a step
     ranks: Ranks = ALONE  # each takes a part of every step's samples
+    watch: EarlyStop | None = None  # says when it is enough
 
     def run(self, kept: State | None, keeper: Keeper | None, listener: Listener) -> int:
         """Do all steps that a kept state does not have behind it; returns the samples they took.
@@ -69,7 +71,7 @@ class Descent:
             inputs = ahead(inputs)
         share = self.masked.masked_share()
         try:
-            while done < self.settings.steps:
+            while done < self.settings.steps and not (self.watch and self.watch.is_enough(done)):
                 values = self._step(inputs, done + 1)
                 done += 1
                 if done % _COUNTED == 0:
@@ -77,6 +79,8 @@ class Descent:
                 values |= {MASKED: share}
                 seen = (done - first) * self.samples
                 listener(Progress("aligning", done, self.settings.steps, "steps", values, seen))
+                if self.watch and done % EVERY == 0:
+                    self.watch.look(done)
                 if keeper and keeper.every and done % keeper.every == 0:
                     keeper.save(done, self._state())
         except KeyboardInterrupt:
@@ -193,6 +197,7 @@ class Descent:
 
     def _state(self) -> dict[str, Tensor]:
         parts = {"mask": self.masked.state(), "transforms": self.transforms.state()}
+        parts |= {"best": self.watch.best} if self.watch else {}
         tensors = {
             f"{part}.{name}": value
             for part, state in parts.items()
@@ -203,13 +208,15 @@ class Descent:
     def _take_up(self, kept: State, listener: Listener) -> int:
         """Restore a kept state; returns how many steps it has behind it."""
         step, tensors = kept
-        parts: dict[str, dict[str, Tensor]] = {"mask": {}, "transforms": {}}
+        parts: dict[str, dict[str, Tensor]] = {"mask": {}, "transforms": {}, "best": {}}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             if part in parts:
                 parts[part][rest] = value
         self.masked.restore(step, parts["mask"])
         self.transforms.restore(step, parts["transforms"])
+        if self.watch:
+            self.watch.restore(parts["best"])
         listener(Notice(f"going on after step {step}"))
         return step
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.alignment.descent import Descent, State, batch_size_of
+from momacli.alignment.early_stop import EarlyStop, hold_back
 from momacli.alignment.encoding import TaskData, check_finite, encode_all, merged_features
 from momacli.alignment.mask import MaskedEncoder, start_value
 from momacli.alignment.objectives import Objective, objective_called
@@ -82,16 +83,11 @@ def fit_alignment(
         return unmasked
 
     masked = _masked(encoder, read_base, settings, headroom, ranks)
-    descent, rate = _descended(
-        lambda size: Descent(
-            encoder, masked, _transforms(settings, full), tasks, settings, objective, size, ranks
-        ),
-        settings.batch_size,
-        ranks.from_first((keeper.load() if keeper else None,))[0],
-        keeper,
-        listener,
-    )
+    make = _maker(encoder, masked, before, tasks, settings, objective, ranks)
+    kept = ranks.from_first((keeper.load() if keeper else None,))[0]
+    descent, rate = _descended(make, settings.batch_size, kept, keeper, listener)
     transforms = descent.transforms
+    steps = descent.watch.go_back(listener) if descent.watch else settings.steps
     masked.release()
     after = encode_all(encoder, tasks, "aligned features", listener, ranks)
     matrices = _best_transforms(settings, transforms, after, tasks, objective)
@@ -108,7 +104,7 @@ def fit_alignment(
         before,
         after,
         masked.masked_share(),
-        settings.steps,
+        steps,
         descent.batch_size,
         rate,
     )
@@ -133,6 +129,30 @@ def _masked(
         )
     masked.restart()
     return masked
+
+
+def _maker(
+    encoder: Encoder,
+    masked: MaskedEncoder,
+    before: Sequence[Tensor],
+    tasks: Sequence[TaskData],
+    settings: Settings,
+    objective: Objective,
+    ranks: Ranks,
+) -> Callable[[int], Descent]:
+    """Return what makes a descent from the start with some batch size."""
+    held: list[TaskData] = []
+    if settings.early_stop:
+        tasks, held, numbers = hold_back(tasks, settings.seed)
+        before = [z_m[those] for z_m, those in zip(before, numbers, strict=True)]
+    seen = _moments(before, tasks)
+
+    def make(size: int) -> Descent:
+        transforms = _transforms(settings, seen)
+        watch = EarlyStop(held, encoder, masked, transforms, objective, ranks) if held else None
+        return Descent(encoder, masked, transforms, tasks, settings, objective, size, ranks, watch)
+
+    return make
 
 
 def _descended(

@@ -37,6 +37,9 @@ class Settings:
     mask_rate: Adam's learning rate for S; 0.1 is the paper's.
     transform_rate: Adam's learning rate for A where it is learned; 1e-3 is the paper's.
     sparsity: weight of sum sigma(S)^2; 5e-9 is the paper's L2 weight.
+    early_stop: hold a tenth of the samples back and stop when the objective on them no longer
+        falls; `steps` is then the most there are. Off: 300 steps end where it is flat (see
+        `alignment.early_stop` for the measurement), and all samples are learned from.
     precision: of the encoder's arithmetic in the steps; "auto" is bfloat16 on a GPU that has it
         and float32 elsewhere. S, A_t, their updates, the objective, and the features that results
         are told from are float32 in any case.
@@ -57,6 +60,7 @@ class Settings:
     project: bool = True
     solve_every: int = 10
     memory: float = 0.98  # decay a step of the running cross-covariance
+    early_stop: bool = False
     precision: Precision = "auto"
     seed: int = 0
 

@@ -89,6 +89,14 @@ def align(
             help="Steps of the mask, default 300; of the other methods for each task, as published."
         ),
     ] = None,
+    early_stop: Annotated[
+        bool,
+        typer.Option(
+            "--early-stop",
+            help="Hold a tenth of the samples back, and stop when the objective on them no longer "
+            "falls; --steps is then the most there are.",
+        ),
+    ] = False,
     batch_size: Annotated[
         str | None,
         typer.Option(
@@ -207,6 +215,7 @@ def align(
         "headroom": headroom,
         "sparsity": sparsity,
         "alpha": alpha,
+        "early_stop": early_stop or None,
         "precision": precision,
         "seed": seed,
     }

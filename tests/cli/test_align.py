@@ -65,6 +65,13 @@ def test_features_prepared_in_half_precision_are_found_by_a_later_run(place, cap
     assert {path.name.split("-")[0] for path in Path("half").glob("*.safetensors")} == set(CLASSES)
 
 
+def test_early_stop_is_recorded_and_needs_no_more_than_a_flag(place, capfd):
+    quick = ["--steps", "2", "--batch-size", "8"]
+    assert run(["align", "--data", "unlabeled", "--early-stop", "--json", "-o", "es", *quick]) == 0
+
+    assert json.loads(capfd.readouterr().out)["settings"]["early_stop"] is True
+
+
 def test_absorb_prints_its_path_and_that_no_parameter_was_added(place, capfd):
     assert run(["align", "--data", "unlabeled", "-o", "one", *QUICK]) == 0
     capfd.readouterr()

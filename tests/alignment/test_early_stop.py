@@ -1,0 +1,126 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from momacli.alignment.early_stop import EVERY, PATIENCE, hold_back
+from momacli.alignment.encoding import TaskData
+from momacli.alignment.fit import fit_alignment
+from momacli.alignment.resume import Keeper
+from momacli.alignment.settings import Settings
+from momacli.errors import DataError
+from momacli.models.interface import Head
+from momacli.progress import Notice, Progress
+
+SETTINGS = Settings(steps=300, batch_size=4, mask_rate=0.5, early_stop=True)
+
+
+class Network:
+    def __init__(self, values):
+        self.module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5))
+        self.module.load_state_dict(values)
+        self.module.requires_grad_(False)
+        self.parameters = dict(self.module.named_parameters())
+        self.buffers = {}
+
+    def features(self, batch):
+        return self.module(batch["x"])
+
+
+def problem():
+    """Few samples and teachers that are noise: what is learned of them helps with no others."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5)).state_dict()
+    generator = torch.Generator().manual_seed(1)
+    merged = {k: v + 0.3 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
+    tasks = []
+    for name, count in (("one", 31), ("two", 20)):
+        x = torch.randn(count, 4, generator=generator)
+        teacher = torch.randn(count, 5, generator=generator)
+        head = Head(torch.randn(3, 5, generator=generator), None)
+        tasks.append(TaskData(name, count, lambda i, x=x: {"x": x[i]}, teacher, head))
+    return Network(merged), base.__getitem__, tasks
+
+
+def fitted(settings=SETTINGS, *, keeper=None, listener=lambda event: None):
+    encoder, read_base, tasks = problem()
+    found = fit_alignment(
+        encoder, read_base, tasks, settings, headroom=2.0, keeper=keeper, listener=listener
+    )
+    return found, encoder
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """What is found without an interruption, the encoder as it is left, and all events."""
+    events = []
+    return *fitted(listener=events.append), events
+
+
+def test_a_tenth_of_each_task_is_held_back_and_the_rest_learned_from():
+    _, _, tasks = problem()
+
+    learned, held, numbers = hold_back(tasks, seed=0)
+
+    assert [task.count for task in held] == [3, 2]
+    for task, one, other, those in zip(tasks, learned, held, numbers, strict=True):
+        rows = torch.cat([part.batch(torch.arange(part.count))["x"] for part in (one, other)])
+        everything = task.batch(torch.arange(task.count))["x"]
+        assert sorted(rows.tolist()) == sorted(everything.tolist())
+        assert torch.equal(one.finetuned, task.finetuned[those])
+    others = hold_back(tasks, seed=1)[2]
+    assert any(not torch.equal(a, b) for a, b in zip(numbers, others, strict=True))
+
+
+def test_a_task_of_one_sample_has_none_to_hold_back():
+    _, _, tasks = problem()
+
+    with pytest.raises(DataError, match="task one has one sample"):
+        hold_back([replace(tasks[0], count=1)], seed=0)
+
+
+def test_steps_end_soon_after_they_no_longer_help_and_the_best_is_taken_up(whole):
+    found, encoder, events = whole
+
+    done = [e.done for e in events if isinstance(e, Progress) and e.stage == "aligning"][-1]
+    assert found.steps % EVERY == 0
+    assert done == found.steps + PATIENCE * EVERY < SETTINGS.steps
+    assert any("held back" in event.text for event in events if isinstance(event, Notice))
+    exactly, _ = fitted(replace(SETTINGS, steps=found.steps))
+    assert torch.equal(found.transforms, exactly.transforms)
+    assert all(torch.equal(mask, exactly.masks[name]) for name, mask in found.masks.items())
+    for name, value in encoder.parameters.items():
+        merged = problem()[0].parameters[name]
+        theta_0 = problem()[1](name)
+        expected = theta_0 + 2.0 * found.masks[name] * (merged - theta_0)
+        torch.testing.assert_close(value.detach(), expected)
+
+
+@pytest.mark.parametrize("stop", [30, pytest.param(110, marks=pytest.mark.long)])
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, whole, stop):
+    keeper = Keeper(tmp_path / "state", "key", every=0)
+
+    def interrupt(event):
+        if isinstance(event, Progress) and event.stage == "aligning" and event.done == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(keeper=keeper, listener=interrupt)
+    resumed, _ = fitted(keeper=keeper)
+
+    assert resumed.steps == whole[0].steps
+    assert torch.equal(resumed.transforms, whole[0].transforms)
+    assert all(torch.equal(mask, whole[0].masks[name]) for name, mask in resumed.masks.items())
+
+
+@pytest.mark.long
+def test_a_state_that_was_kept_when_it_was_enough_does_no_further_step(tmp_path):
+    keeper = Keeper(tmp_path / "state", "key", every=EVERY)
+    whole, _ = fitted(keeper=keeper)
+    events = []
+
+    again, _ = fitted(keeper=keeper, listener=events.append)
+
+    assert not [e for e in events if isinstance(e, Progress) and e.stage == "aligning"]
+    assert torch.equal(again.transforms, whole.transforms)
