@@ -65,6 +65,7 @@ class Coefficients:
         columns = 1 if per == "task" else len(leaves.names)
         self.lam = torch.full((count, columns), start, device=device)
         self.lam.grad = torch.zeros_like(self.lam)
+        self._found = self.lam.new_zeros(count, len(leaves.names))  # dL/dlambda of tasks so far
         self._adam = torch.optim.Adam([self.lam], lr=rate)
 
     @property
@@ -90,11 +91,17 @@ class Coefficients:
             theta_0, taus = self.theta_0[part], self.task_vectors[layer]
             merged(theta_0, taus, lam[:, layer], out=self.leaves.theta[part])
 
-    def step(self) -> None:
-        """Move lambda by one step of Adam along the encoder's gradient, which is then dropped."""
+    def gather(self) -> None:
+        """Pull the encoder's gradient back to lambda, and drop it."""
         pairs = zip(self.leaves.gradients(), self.task_vectors, strict=True)
-        self.move([pull_back(g, taus) / LOSS_SCALE for g, taus in pairs])
+        for layer, (gradient, taus) in enumerate(pairs):
+            self._found[:, layer] += pull_back(gradient, taus) / LOSS_SCALE
         self.leaves.drop_gradients()
+
+    def step(self) -> None:
+        """Move lambda by one step of Adam along what was gathered."""
+        found, self._found = self._found, torch.zeros_like(self._found)
+        self.move(found.unbind(dim=1))
 
     def move(self, gradients: Sequence[Float[Tensor, " T"]]) -> None:
         """Take a step of Adam along dL/dlambda, given of each layer.

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from momacli.adaptation.adamerging import start
-from momacli.adaptation.coefficients import Coefficients, pull_back
+from momacli.adaptation.coefficients import Coefficients
 from momacli.adaptation.concrete import ConcreteMask, LastMask, whole
 from momacli.adaptation.ensemble import Ensemble, Merged
 from momacli.adaptation.fit import descend
-from momacli.adaptation.leaves import LOSS_SCALE
 
 ENCODERS, ENCODERS_PER_EXPERT = 8, 1
 """What is held, in sizes of the merged tensors in float32: as by `concrete-task-arithmetic`,
@@ -112,20 +111,28 @@ class MaskedCoefficients:
             theta_0, theta = self._coefficients.theta_0[part], self._leaves.theta[part]
             self._mask.masked(part, self._sum[part], plus=theta_0, out=theta)
 
+    @property
+    def _is_masks_turn(self) -> bool:
+        """Whether this pass moves the mask, after the coefficients have moved once."""
+        return self._taken < self._first_part and self._taken % 2 == 1
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Pull the encoder's gradient back to lambda, or let those of other tasks be added."""
+        if not self._is_masks_turn:
+            for part, gradient in zip(self._leaves.slices, self._leaves.gradients(), strict=True):
+                self._mask.masked(part, gradient, out=gradient)
+            self._coefficients.gather()
+
     @torch.no_grad()
     def step(self) -> None:
-        """Move the coefficients or, after they have moved once, the mask."""
-        pairs = zip(self._leaves.slices, self._leaves.gradients(), strict=True)
-        if self._taken < self._first_part and self._taken % 2:
-            for part, gradient in pairs:
+        """Move the coefficients or the mask."""
+        if self._is_masks_turn:
+            for part, gradient in zip(self._leaves.slices, self._leaves.gradients(), strict=True):
                 self._mask.step(part, gradient, self._sum[part], rate=self._mask_rate)
+            self._leaves.drop_gradients()
         else:
-            found = []
-            for (part, gradient), taus in zip(pairs, self._coefficients.task_vectors, strict=True):
-                self._mask.masked(part, gradient, out=gradient)
-                found.append(pull_back(gradient, taus) / LOSS_SCALE)
-            self._coefficients.move(found)
-        self._leaves.drop_gradients()
+            self._coefficients.step()
         self._taken += 1
 
     def state(self) -> dict[str, Tensor]:

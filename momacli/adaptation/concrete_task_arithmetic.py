@@ -94,6 +94,9 @@ class MaskedSum:
             theta_0, theta = self._theta_0[part], self._leaves.theta[part]
             self._mask.masked(part, self._tau[part], plus=theta_0, out=theta)
 
+    def gather(self) -> None:
+        """Let the gradients of other tasks be added."""
+
     @torch.no_grad()
     def step(self) -> None:
         """Move the logits by one step of Adam along the encoder's gradient."""

@@ -1,11 +1,11 @@
 """The loop of methods that learn a merge from unlabeled samples, whatever is learned.
 
-Each step is one forward and backward pass of the merged encoder over the samples of all tasks
-together: the losses of all T tasks are summed before the one backward pass.
+Each step takes the gradient of the sum of all T tasks' losses. The samples of as many tasks go
+through the merged encoder together as fill the device: more would only take more memory.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +20,14 @@ from momacli.errors import DivergenceError
 from momacli.progress import Notice, Progress
 from momacli.signals import uninterrupted
 
+_TOGETHER = {"cpu": 16}
+_TOGETHER_ELSEWHERE = 128
+"""Samples of a forward and backward pass, unless a task alone has more.
+
+Activations of ViT-B/32 take 35 MB a sample. On a core 16 at once take as long each as 32 do; a GPU
+has more to fill.
+"""
+
 
 @runtime_checkable
 class Learned(Protocol):
@@ -29,8 +37,15 @@ class Learned(Protocol):
         """Give the encoder the merged weights for a step."""
         ...
 
+    def gather(self) -> None:
+        """Look at the encoder's gradients of LOSS_SCALE times the losses of some of the tasks.
+
+        They are left to be added to, or dropped.
+        """
+        ...
+
     def step(self) -> None:
-        """Move along the encoder's gradients, which are of LOSS_SCALE times the loss."""
+        """Move along the gradients of all tasks."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -68,7 +83,8 @@ def descend(
     try:
         while done < steps:
             learned.place()
-            values = _losses(ensemble, [next(order) for order in orders], done + 1, rate_option)
+            picked = [next(order) for order in orders]
+            values = _losses(ensemble, learned, picked, done + 1, rate_option)
             with uninterrupted():  # half an update would be no state to go on from
                 learned.step()
                 done += 1
@@ -85,18 +101,30 @@ def descend(
 
 
 def _losses(
-    ensemble: Ensemble, picked: Sequence[Tensor], number: int, rate_option: str
+    ensemble: Ensemble, learned: Learned, picked: Sequence[Tensor], number: int, rate_option: str
 ) -> dict[str, float]:
-    """Back-propagate the sum of all tasks' losses in one pass; returns each."""
-    tasks = ensemble.tasks
-    batches = [task.batch(indices) for task, indices in zip(tasks, picked, strict=True)]
-    features = ensemble.network.features(tasks[0].padding.together(batches)).float()
-    parts = features.split([len(indices) for indices in picked])
-    losses = torch.stack(
-        [mean_entropy(task.head(part)) for task, part in zip(tasks, parts, strict=True)]
-    )
-    (LOSS_SCALE * losses.sum()).backward()
-    return _finite(losses.detach(), tasks, number, rate_option)
+    """Back-propagate the sum of all tasks' losses; returns each."""
+    limit = _TOGETHER.get(ensemble.device.type, _TOGETHER_ELSEWHERE)
+    found = []
+    for some in together([len(indices) for indices in picked], limit):
+        tasks, counts = ensemble.tasks[some], [len(indices) for indices in picked[some]]
+        batches = [task.batch(indices) for task, indices in zip(tasks, picked[some], strict=True)]
+        features = ensemble.network.features(tasks[0].padding.together(batches)).float()
+        parts = zip(tasks, features.split(counts), strict=True)
+        losses = torch.stack([mean_entropy(task.head(part)) for task, part in parts])
+        (LOSS_SCALE * losses.sum()).backward()
+        learned.gather()
+        found.append(losses.detach())
+    return _finite(torch.cat(found), ensemble.tasks, number, rate_option)
+
+
+def together(counts: Sequence[int], limit: int) -> Iterator[slice]:
+    """Parts of a list of tasks, of `limit` samples at most if they are several."""
+    start = 0
+    for stop in range(1, len(counts) + 1):
+        if stop == len(counts) or sum(counts[start : stop + 1]) > limit:
+            yield slice(start, stop)
+            start = stop
 
 
 def _finite(
