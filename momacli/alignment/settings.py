@@ -1,4 +1,19 @@
-"""How an alignment is run; every default says where it comes from."""
+"""How an alignment is run; every default says where it comes from.
+
+What else was tried on the five tasks of `moma demo` (`python -m tests.benchmarks choices`; the
+objective on the unlabeled samples, summed over tasks, and per cent correct on others; merged and
+with the closed form alone 1.70 and 82.4):
+
+    mask entries       for each parameter   0.101  95.3   the default, as in the paper
+                       for each row         0.486  92.7   no option: as slow, and less is won
+                       for each tensor      1.232  86.8   no option
+    transforms         closed form          0.101  95.3   the default
+                       Cayley, Adam 0.01    0.093  95.2   no option: no better, and has a rate
+    encoder's steps    float32              0.101  95.3
+                       bfloat16             0.101  95.3   an option; the default on a GPU
+
+300 steps of 16 samples a task, one seed; accuracies within half a point are alike.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args

@@ -13,6 +13,9 @@ and beside FusionBench's own steps where `--fusionbench` names an interpreter th
 
 `python -m tests.benchmarks features`: what methods cost that see cached features alone.
 
+`python -m tests.benchmarks choices --demo moma-demo`: what alignments would be worth with other
+masks, transforms and precision.
+
 `python -m tests.benchmarks SUITE --data-root DIR --out DIR`: what merges and alignments are
 worth on real data. A suite is a file in `suites/`; see its docstring. Trained experts are kept in
 OUT/cells by the content of what they were made from, and finished rows in OUT/comparison, so a run
@@ -31,7 +34,7 @@ from types import ModuleType
 from momacli.cli.compare import print_table
 from momacli.cli.listening import listening
 from momacli.comparing.table import main_table
-from tests.benchmarks import adaptation, headers, large, merge_cost, on_features, readme
+from tests.benchmarks import adaptation, choices, headers, large, merge_cost, on_features, readme
 from tests.benchmarks.cells import Cells
 from tests.benchmarks.comparison import as_json, compare_on
 from tests.benchmarks.machine import called
@@ -106,6 +109,9 @@ def main() -> None:
     command = commands.add_parser("features", help="what methods cost that see features alone")
     on_features.add_arguments(command)
     command.set_defaults(run=on_features.run)
+    command = commands.add_parser("choices", help="what an alignment could be made of instead")
+    choices.add_arguments(command)
+    command.set_defaults(run=choices.run)
     command = commands.add_parser("adapt", help="what a step of AdaMerging and Concrete costs")
     adaptation.add_arguments(command)
     command.set_defaults(run=adaptation.run)

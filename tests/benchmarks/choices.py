@@ -1,0 +1,146 @@
+"""What an alignment could be made of instead, on the five tasks of `moma demo`.
+
+    element           a mask entry per parameter: the default
+    row, tensor       one mask entry for each row of a matrix, or for each tensor
+    cayley, exp       A_t = R(S) A_0 with skew S learned by Adam, R(S) = (I - S/2)^-1 (I + S/2)
+                      or e^S, instead of the closed form
+    bfloat16          the encoder's arithmetic of the steps in half precision
+    paper             the paper's recipe
+
+Prints the objective on the unlabeled samples, summed over tasks, the accuracy on others, and
+processor seconds of the whole command.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from momacli.align import align
+from momacli.alignment.mask import MaskedEncoder
+from momacli.alignment.settings import Settings, paper
+from momacli.evaluate import evaluate
+from momacli.features.families import FAMILIES, Moments
+
+
+class GroupedMask(MaskedEncoder):
+    """A mask whose entries are one for each group: all have the gradient of their sum."""
+
+    by_row: bool
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        read_base: Callable[[str], Tensor],
+        **keywords: Any,
+    ):
+        self._members = [
+            (one, one.detach() - read_base(name).view_as(one)) for name, one in parameters.items()
+        ]
+        super().__init__(parameters, read_base, **keywords)
+
+    @torch.no_grad()
+    def step(self, *, rate: float, sparsity: float) -> None:
+        for parameter, tau in self._members:
+            assert parameter.grad is not None
+            product = (tau * parameter.grad).reshape(len(parameter), -1)
+            if parameter.ndim < 2 and self.by_row:
+                continue  # a vector's rows are its entries
+            summed = product.sum(1, keepdim=True) if self.by_row else product.sum()
+            shared = summed.expand_as(product).reshape(parameter.shape) / tau
+            parameter.grad.copy_(torch.where(tau == 0, 0.0, shared))
+        super().step(rate=rate, sparsity=sparsity)
+
+
+class RowMask(GroupedMask):
+    by_row = True
+
+
+class TensorMask(GroupedMask):
+    by_row = False
+
+
+class Rotated:
+    """The closed form at the start, then turned by a rotation that Adam learns."""
+
+    def __init__(self, start: Moments, rotation: Callable[[Tensor], Tensor], rate: float = 1e-2):
+        self._start, self._rotation = FAMILIES["orthogonal"](start).float(), rotation
+        self._free = torch.zeros_like(self._start, requires_grad=True)
+        self._adam = torch.optim.Adam([self._free], lr=rate)
+
+    @property
+    def matrices(self) -> Tensor:
+        return self._rotation((self._free - self._free.mT) / 2) @ self._start
+
+    def penalty(self) -> Tensor:
+        return torch.zeros(())
+
+    def observe(self, _merged: Sequence[Tensor], _finetuned: Sequence[Tensor], /) -> None:
+        self._adam.step()
+        self._adam.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, steps: int, state: Mapping[str, Tensor]) -> None:
+        raise NotImplementedError
+
+
+def cayley(S: Tensor) -> Tensor:
+    eye = torch.eye(S.shape[-1])
+    return torch.linalg.solve(eye - S / 2, eye + S / 2)
+
+
+def _learned(rotation: Callable[[Tensor], Tensor]) -> AbstractContextManager[Any]:
+    return patch("momacli.alignment.fit._transforms", lambda _, full: Rotated(full, rotation))
+
+
+def _masked_by(kind: type[MaskedEncoder]) -> AbstractContextManager[Any]:
+    return patch("momacli.alignment.fit.MaskedEncoder", kind)
+
+
+def choices(steps: int) -> dict[str, tuple[Settings, AbstractContextManager[Any]]]:
+    """Settings by name, and what is to be in force while they are used."""
+    plain = Settings(steps=steps)
+    return {
+        "element": (plain, nullcontext()),
+        "row": (plain, _masked_by(RowMask)),
+        "tensor": (plain, _masked_by(TensorMask)),
+        "cayley": (plain, _learned(cayley)),
+        "exp": (plain, _learned(torch.linalg.matrix_exp)),
+        "bfloat16": (replace(plain, precision="bfloat16"), nullcontext()),
+        "paper": (paper(plain), nullcontext()),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.add_argument("--demo", type=Path, required=True, help="the folder of `moma demo`")
+    parser.add_argument("--only", nargs="+", help="some of the choices, by name")
+    parser.add_argument("--steps", type=int, default=Settings().steps)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a line for each choice."""
+    print(f"{'':12} {'objective':>9} {'accuracy':>8} {'CPU s':>7}")
+    demo: Path = arguments.demo
+    for name, (settings, in_force) in choices(arguments.steps).items():
+        if name not in (arguments.only or [name]):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            output, began = Path(folder) / "aligned", time.process_time()
+            keywords = {"data": demo / "unlabeled", "settings": settings, "device": "cpu"}
+            with in_force:
+                report = align(demo / "merged", output=output, checkpoint_every=0, **keywords)
+            seconds = time.process_time() - began
+            accuracy = evaluate([output], data=demo / "labeled").average(str(output))
+        objective = sum(one.objective_after for one in report.tasks.values())
+        print(f"{name:12} {objective:9.4f} {100 * accuracy:8.1f} {seconds:7.1f}", flush=True)
