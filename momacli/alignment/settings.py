@@ -9,6 +9,7 @@ with the closed form alone 1.70 and 82.4):
                        for each tensor      1.232  86.8   no option
     transforms         closed form          0.101  95.3   the default
                        Cayley, Adam 0.01    0.093  95.2   no option: no better, and has a rate
+                       e^S, Adam 0.01       0.104  95.0   no option
     encoder's steps    float32              0.101  95.3
                        bfloat16             0.101  95.3   an option; the default on a GPU
 
