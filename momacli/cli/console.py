@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -52,14 +53,23 @@ def print_path(path: Path) -> None:
 
 
 def print_json(report: Any) -> None:
-    """Print a report, a dataclass or a list of them, as JSON on stdout."""
-    print(json.dumps(report, indent=2, default=_jsonable))
+    """Print a report, a dataclass or a list of them, as JSON on stdout.
+
+    What is not finite is null, for JSON has no such numbers.
+    """
+    print(json.dumps(_jsonable(report), indent=2, allow_nan=False))
 
 
 def _jsonable(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return str(value)
+        return {field.name: _jsonable(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 @dataclass(frozen=True)

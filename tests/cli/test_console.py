@@ -1,10 +1,23 @@
 import io
+import json
+import math
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from momacli.cli import listening as module
-from momacli.cli.console import Table, aligned, amount, duration, names, print_table, settings
+from momacli.cli.console import (
+    Table,
+    aligned,
+    amount,
+    duration,
+    names,
+    print_json,
+    print_table,
+    settings,
+)
 from momacli.cli.listening import listening
 from momacli.progress import Notice, Progress
 
@@ -145,3 +158,22 @@ def test_a_closed_stderr_does_not_stop_the_work(monkeypatch):
 
     with listening() as listener:
         listener(Notice("nobody reads this"))
+
+
+def test_reports_are_json_that_any_program_reads(capsys):
+    @dataclass
+    class Report:
+        place: Path
+        numbers: tuple[float, ...]
+        inner: dict[str, object]
+
+    print_json(Report(Path("out"), (1.5, math.nan, -math.inf), {"n": 3, "all": True, "none": None}))
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no number of JSON")
+
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse) == {
+        "place": "out",
+        "numbers": [1.5, None, None],
+        "inner": {"n": 3, "all": True, "none": None},
+    }
