@@ -737,12 +737,13 @@ def test_the_folder_this_runs_in_is_never_replaced(vit_folders, tmp_path, monkey
         merge(sorted(vit_folders.iterdir()), output=place, force=True)
 
 
-def test_a_pipe_as_output_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["pipe.safetensors", "pipe"])
+def test_a_pipe_as_output_is_refused_as_one(tmp_path, name):
     inputs = write(tmp_path, **random_models("x"))
-    os.mkfifo(tmp_path / "pipe.safetensors")
+    os.mkfifo(tmp_path / name)
 
-    with pytest.raises(OutputError, match="neither a file nor a folder"):
-        merge(inputs, output=tmp_path / "pipe.safetensors", force=True)
+    with pytest.raises(OutputError, match="is a pipe, neither a file nor a folder"):
+        merge(inputs, output=tmp_path / name, force=True)
 
 
 def test_a_dry_run_tells_the_same_and_writes_nothing(tmp_path):

@@ -15,6 +15,7 @@ from momacli.checkpoint.open_clip_folder import OPEN_CLIP_CONFIG
 from momacli.checkpoint.provenance import KEY, is_task_name
 from momacli.checkpoint.reader import Checkpoint, task_name
 from momacli.checkpoint.sentence_transformers import FILES as SENTENCE_FILES
+from momacli.checkpoint.source import kind_of
 from momacli.checkpoint.weight_files import ADAPTER_CONFIG, INDEX, is_model_folder
 from momacli.errors import CheckpointError, ConflictError, MomaError, OutputError, UsageError
 
@@ -121,6 +122,15 @@ def find_base(named: Sequence[Named], base: str | Path | None) -> tuple[Named, l
     )
 
 
+def refuse_special(target: Path) -> None:
+    """Refuse a device, a pipe or the like as an output. Raises OutputError."""
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OutputError(
+            f"the output {target} is {kind_of(target.stat().st_mode)}, neither a file nor a folder",
+            hint="name a file or folder with -o; its name goes to stdout, for the next command",
+        )
+
+
 def choose_output(
     output: str | Path | None,
     default: str,
@@ -151,8 +161,7 @@ def choose_output(
             )
     if not os.path.lexists(target):
         return target
-    if target.exists() and not (target.is_file() or target.is_dir()):
-        raise OutputError(f"the output {target} is neither a file nor a folder")
+    refuse_special(target)
     if folder is not None and target.is_dir() != folder:
         found, wanted = ("a folder", "a file") if target.is_dir() else ("a file", "a folder")
         raise OutputError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from momacli.checkpoint.escaping import shown
-from momacli.checkpoint.naming import choose_output
+from momacli.checkpoint.naming import choose_output, refuse_special
 from momacli.checkpoint.plan import Expert
 from momacli.checkpoint.provenance import input_path
 from momacli.checkpoint.reader import Checkpoint
@@ -123,6 +123,7 @@ def _as_folder(output: str | Path | None, merging: Merging) -> bool:
     inputs = merging.inputs
     if output is None:
         return all(expert.checkpoint.is_folder for expert in inputs.experts)
+    refuse_special(Path(output))
     if Path(output).suffix == ".safetensors":
         return False
     if merging.as_one_model:
