@@ -51,9 +51,7 @@ def run_suite(arguments: argparse.Namespace) -> None:
         report = compare_on(suite, methods, plan.seed, arguments.out, listener)
     print_table(main_table(report.rows, report.tasks))
     target = arguments.out / f"{suite.name}.json"
-    content = as_json(
-        suite, plan, report, called(suite.name, arguments, leave_out=("suite", "methods"))
-    )
+    content = as_json(suite, plan, report, called(suite.name, arguments, leave_out=("suite",)))
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"written: {target}")
 

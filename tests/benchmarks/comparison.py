@@ -1,7 +1,7 @@
 """The methods that are compared on every suite, by `moma compare`, and what is kept of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,17 @@ def compare_on(
 
 
 def as_json(suite: Suite, plan: Plan, report: CompareReport, command: str) -> dict[str, Any]:
-    """All of it for programs, and for the README."""
+    """All of it for programs, and for the README, but for what rows took.
+
+    A suite runs for hours, beside other work and with rests: other benchmarks measure costs.
+    """
     return {
         "suite": suite.name,
         **circumstances(command),
         "about": dict(suite.about),
         "plan": asdict(plan),
         "tasks": list(report.tasks),
-        "rows": [asdict(row) for row in report.rows],
+        "rows": [asdict(replace(row, seconds=None, memory=None)) for row in report.rows],
     }
 
 

@@ -6,6 +6,7 @@ In the README a table stands between `<!-- results: NAME -->` and `<!-- end of r
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def block(name: str) -> str:
         return f"{_costs(content)}\n{where}"
     place = RESULTS.relative_to(README.parent).as_posix()
     return (
-        f"{as_markdown(main_table(rows_of(content), content['tasks']))}\n{where}\n"
+        f"{as_markdown(_accuracies(rows_of(content), content['tasks']))}\n{where}\n"
         f"![Accuracy by task]({place}/{name}-accuracy.svg)\n"
         f"![Accuracy against added parameters]({place}/{name}-added.svg)\n"
     )
@@ -64,6 +65,14 @@ def block(name: str) -> str:
 def _read(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return content
+
+
+def _accuracies(rows: Sequence[Row], tasks: Sequence[str]) -> Table:
+    """Methods by tasks, in percent, with the parameters they add."""
+    table = main_table(rows, tasks)
+    columns = slice(table.header.index("Added"))
+    lines = [replace(line, cells=line.cells[columns]) for line in table.lines]
+    return replace(table, header=table.header[: columns.stop + 1], lines=lines)
 
 
 def _costs(content: Mapping[str, Any]) -> str:
@@ -82,7 +91,7 @@ def _costs(content: Mapping[str, Any]) -> str:
 def draw(file: Path, rows: Sequence[Row], tasks: Sequence[str]) -> None:
     """Draw the two figures of one suite's result, beside it."""
     accuracies = {
-        row.label: [row.scores[task].accuracy for task in tasks]
+        _short(row): [row.scores[task].accuracy for task in tasks]
         for row in rows
         if _is_shown(row.name)
     }
@@ -101,36 +110,33 @@ def _is_shown(name: str) -> bool:
 
 
 def draw_added(rows: Sequence[Row]) -> Figure:
-    """Average accuracy against the parameters that a method adds, a sign for each merge."""
+    """Average accuracy against the parameters that a method adds: a colour for each merge."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for number, base in enumerate(BASES):
-        own = [row for row in rows if row.name.partition("+")[0] == base and row.average]
-        places = [((row.added or 0) / 1000, 100 * (row.average or 0)) for row in own]
-        axes.plot(
-            *zip(*places, strict=True),
-            label=base,
-            color=COLOURS[number],
-            marker=MARKERS[number],
-            linestyle="none",
-        )
-        for row, place in zip(own, places, strict=True):
-            axes.annotate(
-                row.label.removeprefix("w/ ") if row.indented else "merged",
-                place,
-                xytext=(6, -3),
-                textcoords="offset points",
-                fontsize=7,
-                color=COLOURS[number],
-            )
+    kinds = list(dict.fromkeys(_short(row) for row in rows if row.indented))
+    signs = dict(zip(["merged", *kinds], MARKERS, strict=False))
+    for base, colour in zip(BASES, COLOURS, strict=False):
+        for row in rows:
+            if row.name.partition("+")[0] == base and row.average is not None:
+                sign = signs[_short(row) if row.indented else "merged"]
+                place = (row.added or 0) / 1000, 100 * row.average
+                axes.plot(*place, color=colour, marker=sign, linestyle="none", clip_on=False)
+        axes.plot([], color=colour, linewidth=4, label=base)
+    for kind, sign in signs.items():
+        axes.plot([], color="0.4", marker=sign, linestyle="none", label=kind)
     for row in rows:
         if row.name == FINE_TUNED and row.average:
-            axes.axhline(100 * row.average, color="0.5", linewidth=1)
+            axes.axhline(100 * row.average, color="0.5", linewidth=1, label=row.label.lower())
     axes.set_xlabel("added parameters of all tasks together (thousands)")
     axes.set_ylabel("average accuracy (%)")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(ncols=len(BASES), loc="outside upper center", frameon=False)
+    axes.legend(loc="lower right", frameon=False)
     return figure
+
+
+def _short(row: Row) -> str:
+    """What a figure calls a row: without its options."""
+    return row.label.removeprefix("w/ ").partition(" (")[0]
