@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from momacli.checkpoint.escaping import shown_path
 from momacli.checkpoint.naming import find_base, named_inputs
 from momacli.checkpoint.nonfinite import Tolerated
 from momacli.data.reading import Reading
@@ -14,7 +15,7 @@ from momacli.merging.catalog import find_method, known_method, method_names, sam
 from momacli.merging.output import Writing, write
 from momacli.merging.prepare import Merging, prepare
 from momacli.merging.report import MergeReport
-from momacli.progress import Listener, ignore
+from momacli.progress import Listener, Notice, ignore
 from momacli.recipes.rules import Rule
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ def merge(
             hint="leave --device out",
         )
     with ExitStack() as stack:
-        found_base, named = find_base(named_inputs(inputs), base)
+        given = named_inputs(inputs)
+        found_base, named = find_base(given, base)
+        if base is not None and len(named) < len(given):
+            place = shown_path(found_base.path)
+            listener(Notice(f"{place} is the base, and so is not taken for an expert, too"))
         merging = prepare(
             stack,
             found_base,

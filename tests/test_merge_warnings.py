@@ -72,6 +72,20 @@ def test_an_expert_that_is_the_base_is_named(model, tmp_path, method):
     assert told[0].startswith("same equals the base: its task vector is zero.")
 
 
+def test_a_base_among_the_experts_is_the_base_alone_and_that_is_said(model, tmp_path):
+    base, told = random(0), Notices()
+    place = model("base", base)
+
+    merge(
+        [place, model("x", near(base, 1))],
+        base=place,
+        output=tmp_path / "out.safetensors",
+        listener=told,
+    )
+
+    assert told == [f"{place} is the base, and so is not taken for an expert, too"]
+
+
 def test_an_expert_that_differs_in_its_last_value_only_is_not_taken_for_the_base(model, tmp_path):
     base, told = random(0), Notices()
     other = {key: value.clone() for key, value in base.items()}
