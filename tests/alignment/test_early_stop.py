@@ -2,45 +2,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from tiny_alignment import noisy_problem
 
 from momacli.alignment.early_stop import EVERY, PATIENCE, hold_back
-from momacli.alignment.encoding import TaskData
 from momacli.alignment.fit import fit_alignment
 from momacli.alignment.resume import Keeper
 from momacli.alignment.settings import Settings
 from momacli.errors import DataError
-from momacli.models.interface import Head
 from momacli.progress import Notice, Progress
 
 SETTINGS = Settings(steps=300, batch_size=4, mask_rate=0.5, early_stop=True)
 
 
-class Network:
-    def __init__(self, values):
-        self.module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5))
-        self.module.load_state_dict(values)
-        self.module.requires_grad_(False)
-        self.parameters = dict(self.module.named_parameters())
-        self.buffers = {}
-
-    def features(self, batch):
-        return self.module(batch["x"])
-
-
 def problem():
     """Few samples and teachers that are noise: what is learned of them helps with no others."""
-    torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5)).state_dict()
-    generator = torch.Generator().manual_seed(1)
-    merged = {k: v + 0.3 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
-    tasks = []
-    for name, count in (("one", 31), ("two", 20)):
-        x = torch.randn(count, 4, generator=generator)
-        teacher = torch.randn(count, 5, generator=generator)
-        head = Head(torch.randn(3, 5, generator=generator), None)
-        tasks.append(TaskData(name, count, lambda i, x=x: {"x": x[i]}, teacher, head))
-    return Network(merged), base.__getitem__, tasks
+    return noisy_problem({"one": 31, "two": 20})
 
 
 def fitted(settings=SETTINGS, *, keeper=None, listener=lambda event: None):

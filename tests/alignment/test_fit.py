@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_alignment import Network
 from torch import nn
 
 from momacli.alignment.encoding import TaskData, encode_all
@@ -13,18 +14,6 @@ from momacli.features.procrustes import orthogonality_error
 from momacli.models.device import choose_precision
 from momacli.models.interface import Head
 from momacli.progress import Notice, Progress
-
-
-class Network:
-    """A small encoder in the form `fit_alignment` asks for."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module.requires_grad_(False)
-        self.parameters = dict(module.named_parameters())
-        self.buffers = {}
-
-    def features(self, batch):
-        return self.module(batch["x"])
 
 
 def network(seed: int) -> nn.Sequential:

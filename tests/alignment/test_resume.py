@@ -7,48 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from tiny_alignment import noisy_problem
 
-from momacli.alignment.encoding import TaskData
 from momacli.alignment.fit import fit_alignment
 from momacli.alignment.resume import Keeper, state_key
 from momacli.alignment.settings import Settings
-from momacli.models.interface import Head
 from momacli.progress import Notice, Progress
 
 
-class Network:
-    def __init__(self, values):
-        self.module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5))
-        self.module.load_state_dict(values)
-        self.module.requires_grad_(False)
-        self.parameters = dict(self.module.named_parameters())
-        self.buffers = {}
-
-    def features(self, batch):
-        return self.module(batch["x"])
-
-
 def fitted(settings, *, keeper=None, listener=lambda event: None):
-    torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5)).state_dict()
-    generator = torch.Generator().manual_seed(1)
-    merged = {k: v + 0.3 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
-    tasks = []
-    for name in ("one", "two"):
-        x = torch.randn(40, 4, generator=generator)
-        teacher = torch.randn(40, 5, generator=generator)
-        head = Head(torch.randn(3, 5, generator=generator), None)
-        tasks.append(TaskData(name, 40, lambda i, x=x: {"x": x[i]}, teacher, head))
-    return fit_alignment(
-        Network(merged),
-        base.__getitem__,
-        tasks,
-        settings,
-        headroom=2.0,
-        keeper=keeper,
-        listener=listener,
-    )
+    problem = noisy_problem({"one": 40, "two": 40})
+    return fit_alignment(*problem, settings, headroom=2.0, keeper=keeper, listener=listener)
 
 
 def same(first, second) -> bool:
@@ -92,9 +61,10 @@ def run_and_be_killed(path: str) -> None:
 
 def test_a_run_that_is_killed_loses_no_more_than_the_steps_since_the_last_state(tmp_path):
     keeper = Keeper(tmp_path / "state", "key", every=6)
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_resume as this; "
-    code += "this.run_and_be_killed(sys.argv[2])"
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(keeper.path)]
+    code = "import sys; sys.path[:0] = sys.argv[1:3]; import test_resume as this; "
+    code += "this.run_and_be_killed(sys.argv[3])"
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", code, str(here), str(here.parent), str(keeper.path)]
     done = subprocess.run(command, check=False, timeout=100)
 
     settings = Settings(steps=20, batch_size=8)

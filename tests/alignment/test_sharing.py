@@ -12,44 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-from torch import nn
+from tiny_alignment import noisy_problem
 
-from momacli.alignment.encoding import TaskData, encode_all
+from momacli.alignment.encoding import encode_all
 from momacli.alignment.fit import fit_alignment
 from momacli.alignment.resume import Keeper
 from momacli.alignment.settings import Settings
 from momacli.alignment.sharing import ALONE, part_of
 from momacli.errors import OutOfMemoryError
 from momacli.merging.ranks import Ranks
-from momacli.models.interface import Head
 from momacli.progress import Progress
-
-
-class Network:
-    def __init__(self, values):
-        self.module = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 5))
-        self.module.load_state_dict(values)
-        self.module.requires_grad_(False)
-        self.parameters = dict(self.module.named_parameters())
-        self.buffers = {}
-
-    def features(self, batch):
-        return self.module(batch["x"])
 
 
 def problem():
     """An encoder of 95 parameters, which two processes cannot halve, and tasks of odd sizes."""
-    torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 5)).state_dict()
-    generator = torch.Generator().manual_seed(1)
-    merged = {k: v + 0.3 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
-    tasks = []
-    for name, count in (("one", 143), ("two", 7)):
-        x = torch.randn(count, 4, generator=generator)
-        teacher = torch.randn(count, 5, generator=generator)
-        head = Head(torch.randn(3, 5, generator=generator), None)
-        tasks.append(TaskData(name, count, lambda i, x=x: {"x": x[i]}, teacher, head))
-    return Network(merged), base.__getitem__, tasks
+    return noisy_problem({"one": 143, "two": 7}, inner=9)
 
 
 def fitted(settings, ranks=ALONE, keeper=None, encoder=None):
