@@ -19,42 +19,30 @@ masks, transforms and precision.
 `python -m tests.benchmarks SUITE --data-root DIR --out DIR`: what merges and alignments are
 worth on real data. A suite is a file in `suites/`; see its docstring. Trained experts are kept in
 OUT/cells by the content of what they were made from, and finished rows in OUT/comparison, so a run
-that was stopped goes on, and one with another setting does only what is new.
+that was stopped goes on, and one with another setting does only what is new. `--seeds 0 1 2` gives
+means and standard deviations, `--choose` takes lambda and density by a validation split,
+`--together` adds the encoder that was trained on all tasks with labels, `--data-ratios` and
+`--masking-rates` repeat an alignment, and `--transductive` adapts to what is evaluated, as papers
+do.
 
 `python -m tests.benchmarks readme`: writes the tables and figures of the README from the results
 that are committed in `results/`, each the JSON that a suite wrote.
 """
 
 import argparse
-import importlib
-import json
 from pathlib import Path
-from types import ModuleType
 
-from momacli.cli.compare import print_table
-from momacli.cli.listening import listening
-from momacli.comparing.table import main_table
-from tests.benchmarks import adaptation, choices, headers, large, merge_cost, on_features, readme
-from tests.benchmarks.cells import Cells
-from tests.benchmarks.comparison import as_json, compare_on
-from tests.benchmarks.machine import called
+from tests.benchmarks import (
+    adaptation,
+    choices,
+    headers,
+    large,
+    merge_cost,
+    on_features,
+    readme,
+    suite_run,
+)
 from tests.benchmarks.steps import measured_step
-
-
-def run_suite(arguments: argparse.Namespace) -> None:
-    """Print the table of a suite and write OUT/SUITE.json."""
-    suite_file = suite_named(arguments.suite)
-    suite = suite_file.prepare(arguments, Cells(arguments.out / "cells"))
-    plan = suite_file.plan_of(arguments)
-    methods = arguments.methods or plan.methods
-    with listening() as listener:
-        report = compare_on(suite, methods, plan.seed, arguments.out, listener)
-    print_table(main_table(report.rows, report.tasks))
-    target = arguments.out / f"{suite.name}.json"
-    content = as_json(suite, plan, report, called(suite.name, arguments, leave_out=("suite",)))
-    target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {target}")
-
 
 ALIGNMENTS = (("vit-b32", 8, 4), ("small", 8, 4), ("small", 8, 16))
 """Size of the encoder, tasks, and samples of each task in a step."""
@@ -81,11 +69,6 @@ def align(arguments: argparse.Namespace) -> None:
             f"of which algebra {found['algebra']:.1%}",
             flush=True,
         )
-
-
-def suite_named(name: str) -> ModuleType:
-    """The module of a suite."""
-    return importlib.import_module(f"tests.benchmarks.suites.{name}")
 
 
 def main() -> None:
@@ -116,14 +99,12 @@ def main() -> None:
     command = commands.add_parser("readme", help="write the README's tables and figures")
     command.set_defaults(run=lambda _: readme.write())
     for file in sorted((Path(__file__).parent / "suites").glob("*.py")):
-        suite = suite_named(file.stem)
+        suite = suite_run.suite_named(file.stem)
         assert suite.__doc__ is not None
         command = commands.add_parser(file.stem, help=suite.__doc__.splitlines()[0])
-        command.add_argument("--out", type=Path, required=True, help="folder for all results")
-        command.add_argument("--methods", nargs="+", help="rows, instead of all of the suite")
-        command.add_argument("--seed", type=int, default=0)
+        suite_run.add_arguments(command)
         suite.add_arguments(command)
-        command.set_defaults(run=run_suite, suite=file.stem)
+        command.set_defaults(run=suite_run.run_suite, suite=file.stem)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

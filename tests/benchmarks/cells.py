@@ -5,6 +5,7 @@ a benchmark that was stopped goes on from the cells that are there.
 """
 
 import hashlib
+import inspect
 import json
 import shutil
 import sys
@@ -48,3 +49,8 @@ def digest_of_files(*files: Path) -> str:
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def code_of(*parts: Callable[..., object]) -> str:
+    """The source of functions and classes, of which a cell may depend."""
+    return "\n".join(inspect.getsource(part) for part in parts)

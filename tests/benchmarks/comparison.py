@@ -1,16 +1,21 @@
-"""The methods that are compared on every suite, by `moma compare`, and what is kept of it."""
+"""The methods that are compared on every suite, by `moma compare`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from momacli.compare import Options, compare
+from momacli.comparing.plan import Sweeps
 from momacli.comparing.report import CompareReport
 from momacli.comparing.rows import Row
 from momacli.comparing.specs import BASES
+from momacli.data.folders import task_sources
+from momacli.evaluate import evaluate
 from momacli.progress import Listener
-from momacli.statistics.score import Score
-from tests.benchmarks.machine import circumstances
+
+TOGETHER = "together"
+"""Name of the row of one encoder that was trained on all tasks with their labels."""
 
 ALONE = (
     *("breadcrumbs", "dare", "della", "magmax", "pcb", "consensus", "sce", "model-stock"),
@@ -18,6 +23,9 @@ ALONE = (
     *("fisher", "regmean", "regmean++"),
 )
 """Merges that are compared as they are, with their defaults."""
+
+_LAMBDAS = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.8", "1")
+_DENSITIES = ("0.1", "0.2", "0.5")
 
 
 @dataclass(frozen=True)
@@ -27,64 +35,124 @@ class Suite:
     name: str
     base: Path
     experts: Mapping[str, Path]  # by task, which is the folder's name
-    unlabeled: Path
-    labeled: Path  # nothing of it is in `unlabeled`
+    samples: Path  # unlabeled/, labeled/ and validation/, disjoint; held-out/ is labeled's alone
     about: Mapping[str, Any]  # for the record
+    together: Callable[[], Path]  # models of one encoder trained on all tasks, by task
+
+    @property
+    def labeled(self) -> Path:
+        """What is evaluated."""
+        return self.samples / "labeled"
+
+    def unlabeled(self, *, transductive: bool) -> Path:
+        """What merges adapt to: as in the literature that which is evaluated, or other samples."""
+        return self.samples / ("held-out" if transductive else "unlabeled")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Settings of the merges that alignments stand on, as rows name them."""
+
+    task_arithmetic: str = "task-arithmetic"
+    ties: str = "ties"
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The merges, in the order of the paper."""
+        named = {"task-arithmetic": self.task_arithmetic, "ties": self.ties}
+        return tuple(named.get(base, base) for base in BASES)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the suite is run."""
+    """Which rows there are."""
 
-    steps: int  # of an alignment, moma's and the paper's alike
+    steps: int  # of moma's alignment and of what lowers entropy; the paper's has twice as many
     batch_size: int  # of each task
-    seed: int = 0
+    chosen: Chosen = Chosen()
 
     @property
     def methods(self) -> list[str]:
         """The rows, as `moma compare --methods` takes them."""
-        length = f"steps={self.steps}:batch-size={self.batch_size}"
-        alignments = ("surgery", "probsurgery", "orthogonal", f"paper:{length}", f"moma:{length}")
+        steps, size = f"steps={self.steps}", f"batch-size={self.batch_size}"
+        adapted = (
+            f"adamerging:{steps}:{size}",
+            f"concrete-task-arithmetic:{steps}:{size}",
+            f"concrete-adamerging:mask-steps={self.steps}:{steps}:{size}",
+        )
+        alignments = (
+            *("surgery", "probsurgery", "orthogonal"),
+            f"paper:steps={2 * self.steps}:{size}",
+            f"moma:{steps}:{size}",
+        )
         ends = ["", *(f"+{alignment}" for alignment in alignments)]
-        return [*ALONE, *(f"{base}{end}" for base in BASES for end in ends)]
+        linear = f"{self.chosen.task_arithmetic}+moma:transform=linear:{steps}:{size}"
+        rows = [f"{base}{end}" for base in self.chosen.bases for end in ends]
+        return [*ALONE, *adapted, *rows, linear]
+
+    @property
+    def swept(self) -> list[str]:
+        """The rows that are repeated with shares of the samples or of the mask."""
+        length = f"steps={self.steps}:batch-size={self.batch_size}"
+        return [f"{self.chosen.task_arithmetic}+moma:{length}"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How all rows are made."""
+
+    folder: Path  # of all results
+    seed: int
+    transductive: bool
+    listener: Listener
 
 
 def compare_on(
-    suite: Suite, methods: Sequence[str], seed: int, folder: Path, listener: Listener
+    suite: Suite, methods: Sequence[str], setting: Setting, sweeps: Sweeps | None = None
 ) -> CompareReport:
-    """All rows; what `folder` has of them is not done again."""
-    from momacli.compare import Options, compare
-
+    """All rows; what the folder has of them is not done again."""
     return compare(
         list(suite.experts.values()),
         base=suite.base,
-        data=suite.unlabeled,
+        data=suite.unlabeled(transductive=setting.transductive),
         evaluation=suite.labeled,
         methods=methods,
-        output=folder / "comparison",
-        options=Options(seed=seed, cache=str(folder / "features")),
-        listener=listener,
+        sweeps=sweeps,
+        output=setting.folder / "comparison",
+        options=Options(seed=setting.seed, cache=str(setting.folder / "features")),
+        listener=setting.listener,
     )
 
 
-def as_json(suite: Suite, plan: Plan, report: CompareReport, command: str) -> dict[str, Any]:
-    """All of it for programs, and for the README, but for what rows took.
+def trained_together(suite: Suite, listener: Listener) -> Row:
+    """The row of traditional multi-task learning: what merging would reach at best."""
+    folder = suite.together()
+    sources = task_sources(suite.labeled, list(suite.experts))
+    scores = {}
+    for task, source in sources.items():
+        report = evaluate([folder / task], data=[f"{task}={source}"], listener=listener)
+        scores |= report.scores[str(folder / task)]
+    return Row(TOGETHER, "Traditional MTL", indented=False, scores=scores)
 
-    A suite runs for hours, beside other work and with rests: other benchmarks measure costs.
-    """
-    return {
-        "suite": suite.name,
-        **circumstances(command),
-        "about": dict(suite.about),
-        "plan": asdict(plan),
-        "tasks": list(report.tasks),
-        "rows": [asdict(replace(row, seconds=None, memory=None)) for row in report.rows],
+
+def choose(suite: Suite, setting: Setting) -> Chosen:
+    """Choose lambda of task arithmetic, and lambda and density of TIES, on the validation split."""
+    merges = [f"task-arithmetic:lambda={lam}" for lam in _LAMBDAS]
+    merges += [f"ties:lambda={lam}:density={one}" for lam in _LAMBDAS for one in _DENSITIES]
+    report = compare(
+        list(suite.experts.values()),
+        base=suite.base,
+        evaluation=suite.samples / "validation",
+        methods=merges,
+        output=setting.folder / "choice",
+        options=Options(seed=setting.seed),
+        listener=setting.listener,
+    )
+    best = {
+        method: max(
+            (row for row in report.rows if row.name.partition(":")[0] == method),
+            key=lambda row: row.average or 0.0,
+        ).name
+        for method in ("task-arithmetic", "ties")
     }
-
-
-def rows_of(content: Mapping[str, Any]) -> list[Row]:
-    """The rows of what `as_json` made."""
-    return [
-        Row(**{**row, "scores": {task: Score(**one) for task, one in row["scores"].items()}})
-        for row in content["rows"]
-    ]
+    return Chosen(best["task-arithmetic"], best["ties"])

@@ -29,9 +29,10 @@ def called(what: str, arguments: argparse.Namespace, leave_out: Container[str] =
     """The command line, with files by what they are: where they lie is of one machine."""
     words = ["python -m tests.benchmarks", what]
     for name, value in vars(arguments).items():
-        if name in leave_out or callable(value) or value is None:
+        if name in leave_out or callable(value) or value in (None, False, []):
             continue
         shown = name.rpartition("_")[2].upper() if isinstance(value, Path) else value
         shown = " ".join(map(str, shown)) if isinstance(shown, list) else shown
-        words.append(f"--{name.replace('_', '-')} {shown}")
+        flag = f"--{name.replace('_', '-')}"
+        words.append(flag if value is True else f"{flag} {shown}")
     return " ".join(words)

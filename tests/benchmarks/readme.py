@@ -6,7 +6,6 @@ In the README a table stands between `<!-- results: NAME -->` and `<!-- end of r
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from momacli.comparing.markdown import as_markdown
 from momacli.comparing.plan import FINE_TUNED
 from momacli.comparing.rows import Row
 from momacli.comparing.specs import BASES
-from momacli.comparing.table import Cell, Line, Table, main_table
+from momacli.comparing.table import Cell, Line, Table
 from momacli.figures.accuracy import draw_accuracy
 from momacli.figures.marks import COLOURS, MARKERS
 from tests.benchmarks.cells import digest_of_files
-from tests.benchmarks.comparison import rows_of
+from tests.benchmarks.comparison import TOGETHER
+from tests.benchmarks.results import pooled, results_table, rows_of, sweep_tables
 
 README = Path(__file__).parents[2] / "README.md"
 RESULTS = Path(__file__).with_name("results")
@@ -35,8 +35,8 @@ def write() -> None:
     README.write_text(with_results(README.read_text(encoding="utf-8")), encoding="utf-8")
     for file in sorted(RESULTS.glob("*.json")):
         content = _read(file.stem)
-        if "rows" in content:
-            draw(file, rows_of(content), content["tasks"])
+        if "runs" in content:
+            draw(file, pooled([rows_of(run) for run in content["runs"]]).rows, content["tasks"])
 
 
 def with_results(text: str) -> str:
@@ -55,8 +55,10 @@ def block(name: str) -> str:
     if "merges" in content:
         return f"{_costs(content)}\n{where}"
     place = RESULTS.relative_to(README.parent).as_posix()
+    runs, tasks = [rows_of(run) for run in content["runs"]], content["tasks"]
+    tables = "\n".join(map(as_markdown, [results_table(runs, tasks), *sweep_tables(runs, tasks)]))
     return (
-        f"{as_markdown(_accuracies(rows_of(content), content['tasks']))}\n{where}\n"
+        f"{tables}\n{where}\n"
         f"![Accuracy by task]({place}/{name}-accuracy.svg)\n"
         f"![Accuracy against added parameters]({place}/{name}-added.svg)\n"
     )
@@ -65,14 +67,6 @@ def block(name: str) -> str:
 def _read(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return content
-
-
-def _accuracies(rows: Sequence[Row], tasks: Sequence[str]) -> Table:
-    """Methods by tasks, in percent, with the parameters they add."""
-    table = main_table(rows, tasks)
-    columns = slice(table.header.index("Added"))
-    lines = [replace(line, cells=line.cells[columns]) for line in table.lines]
-    return replace(table, header=table.header[: columns.stop + 1], lines=lines)
 
 
 def _costs(content: Mapping[str, Any]) -> str:
@@ -105,8 +99,13 @@ def draw(file: Path, rows: Sequence[Row], tasks: Sequence[str]) -> None:
 
 
 def _is_shown(name: str) -> bool:
-    """Rows of the bar chart: the experts, and task arithmetic with its alignments."""
-    return name == FINE_TUNED or name.partition("+")[0] == "task-arithmetic"
+    """Rows of the bar chart: what was trained, and task arithmetic with its alignments."""
+    return name in (FINE_TUNED, TOGETHER) or _merge_of(name) == "task-arithmetic"
+
+
+def _merge_of(name: str) -> str:
+    """The merge of a row, without its options."""
+    return name.partition("+")[0].partition(":")[0]
 
 
 def draw_added(rows: Sequence[Row]) -> Figure:
@@ -118,7 +117,7 @@ def draw_added(rows: Sequence[Row]) -> Figure:
     signs = dict(zip(["merged", *kinds], MARKERS, strict=False))
     for base, colour in zip(BASES, COLOURS, strict=False):
         for row in rows:
-            if row.name.partition("+")[0] == base and row.average is not None:
+            if _merge_of(row.name) == base and row.average is not None:
                 sign = signs[_short(row) if row.indented else "merged"]
                 place = (row.added or 0) / 1000, 100 * row.average
                 axes.plot(*place, color=colour, marker=sign, linestyle="none", clip_on=False)
@@ -138,5 +137,10 @@ def draw_added(rows: Sequence[Row]) -> Figure:
 
 
 def _short(row: Row) -> str:
-    """What a figure calls a row: without its options."""
-    return row.label.removeprefix("w/ ").partition(" (")[0]
+    """What a figure calls a row: without the options that all of its kind have."""
+    name, _, options = row.label.removeprefix("w/ ").removesuffix(")").partition(" (")
+    own = [one for one in options.split(", ") if one and one.split()[0] not in _SHARED]
+    return f"{name} ({', '.join(own)})" if own else name
+
+
+_SHARED = ("steps", "batch-size", "lambda", "density")

@@ -1,4 +1,4 @@
-"""The benchmark of the five text tasks on a tiny encoder and made-up texts."""
+"""The benchmark suites on tiny encoders, made-up texts and images of noise."""
 
 import gzip
 import importlib
@@ -7,19 +7,25 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from tiny_text import random_texts, save_tokenizer, text_config
 
+from momacli.comparing.rows import Row
 from momacli.comparing.specs import read_specs
+from momacli.demonstration.training import Schedule
 from momacli.models.factory import quiet
+from momacli.statistics.score import Score
 
 CLASSES = {"ag_news": 4, "yelp5": 5, "amazon5": 5, "yahoo10_small": 10, "dbpedia14": 14}
 SIZES = {
     "train-texts": 8,
-    "unlabeled-texts": 12,
-    "test-texts": 10,
+    "unlabeled": 12,
+    "test": 10,
+    "validation": 4,
     "steps": 3,
     "batch-size": 4,
     "max-length": 8,
@@ -32,7 +38,7 @@ SIZES = {
 def bench(monkeypatch):
     """The modules of the benchmark, as they are run from the repository's root."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
-    names = ("__main__", "cells", "comparison", "readme", "suites.text5")
+    names = ("__main__", "cells", "comparison", "images", "readme", "results", "text", "vit")
     modules = {
         n.rpartition(".")[2]: importlib.import_module(f"tests.benchmarks.{n}") for n in names
     }
@@ -72,18 +78,21 @@ def run(bench, monkeypatch, *more: str) -> dict:
 @pytest.mark.long
 def test_a_run_compares_methods_and_a_second_makes_nothing_again(bench, place, monkeypatch, capsys):
     methods = ("--methods", "task-arithmetic", "task-arithmetic+moma:steps=2:batch-size=2")
-    first = run(bench, monkeypatch, *methods)
+    more = ("--together", "--data-ratios", "0.5")
+    first = run(bench, monkeypatch, *methods, *more)
     told = capsys.readouterr()
-    again = run(bench, monkeypatch, *methods)
+    again = run(bench, monkeypatch, *methods, *more)
 
-    names = [row["name"] for row in first["rows"]]
-    assert names == ["pre-trained", "fine-tuned", *methods[1:]]
+    ((rows, _, ratios),) = ([run["rows"], run["masking"], run["ratios"]] for run in first["runs"])
+    names = [row["name"] for row in rows]
+    assert names == ["pre-trained", "fine-tuned", "together", *methods[1:]]
+    assert [row["data_ratio"] for row in ratios] == [None, 0.5]
     assert set(first["tasks"]) == {"ag_news", "amazon", "dbpedia", "yahoo", "yelp"}
-    assert all(score["total"] == 10 for row in first["rows"] for score in row["scores"].values())
+    assert all(score["total"] == 10 for row in rows for score in row["scores"].values())
     assert "w/ MOMA" in told.out
     assert told.err.count("making expert") == 5
     assert "making" not in capsys.readouterr().err
-    assert again["rows"] == first["rows"]
+    assert again["runs"] == first["runs"]
     assert "--data-root ROOT --model MODEL" in first["command"]
 
 
@@ -97,22 +106,120 @@ def test_every_row_of_a_suite_is_one_that_compare_knows(bench):
 
 
 def test_texts_to_align_on_are_never_those_that_are_evaluated(bench, place):
-    pack = bench.text5.read_pack(Path("data"), "yelp5", seed=3)
+    pack = bench.text.read_pack(Path("data"), "yelp5", seed=3)
 
     assert not set(pack.unlabeled(8, 20)) & {text for text, _ in pack.test}
     assert not set(pack.unlabeled(8, 12)) & {text for text, _ in pack.train[:8]}
-    assert pack == bench.text5.read_pack(Path("data"), "yelp5", seed=3)
-    assert pack != bench.text5.read_pack(Path("data"), "yelp5", seed=4)
+    assert pack == bench.text.read_pack(Path("data"), "yelp5", seed=3)
+    assert pack != bench.text.read_pack(Path("data"), "yelp5", seed=4)
 
 
 def test_the_same_seed_trains_the_same_bits(bench, place):
-    training = bench.text5.Training(8, 3, 4, 1e-3, 8, seed=1)
-    pack = bench.text5.read_pack(Path("data"), "ag_news", seed=1)
-    for name in ("one/ag_news", "two/ag_news"):
-        bench.text5.fine_tune(Path("model"), pack, training, Path(name))
+    training = bench.text.TextTraining(Schedule(3, 4, 1e-3), texts=8, max_length=8, seed=1)
+    packs = {"ag_news": bench.text.read_pack(Path("data"), "ag_news", seed=1)}
+    for name in ("one", "two"):
+        bench.text.train_together(Path("model"), packs, training, Path(name))
 
     for name in ("model.safetensors", "head_ag_news.safetensors", "modules.json"):
         assert Path("one/ag_news", name).read_bytes() == Path("two/ag_news", name).read_bytes()
+
+
+@pytest.fixture
+def noise(bench, tmp_path):
+    """A data root with two packs of images of noise, no image twice."""
+    (tmp_path / "vision").mkdir()
+    numbers = np.random.default_rng(0)
+    for name, classes in {"mnist": 3, "aid": 2}.items():
+        sides = {}
+        for side, count in {"train": 20, "test": 8}.items():
+            sides[f"x_{side}"] = numbers.integers(0, 256, (count, 32, 32, 3), np.uint8)
+            sides[f"y_{side}"] = np.arange(count) % classes
+        names = [f"{name}/{number}" for number in range(classes)]
+        np.savez(bench.images.source_of(tmp_path, name), classes=np.array(names), **sides)
+    return tmp_path
+
+
+def test_images_to_align_on_are_never_trained_on_or_evaluated(bench, noise):
+    pack = bench.images.read_images(noise, "mnist", 0, (0.4, 0.8))
+
+    parts = (pack.pre_training, pack.training, pack.unlabeled, pack.test)
+    assert [len(part) for part in parts] == [8, 16, 4, 8]
+    before, tuned, unlabeled, test = ({image.tobytes() for image in part.pixels} for part in parts)
+    assert before < tuned
+    assert not unlabeled & (tuned | test)
+
+
+def test_a_moved_image_keeps_its_class_and_is_mirrored_only_where_that_is_allowed(bench, noise):
+    rising = np.tile(np.arange(32, dtype=np.uint8)[:, None], (40, 32, 1, 3))
+    images = bench.images.Images(rising, np.arange(40))
+    allowed = np.arange(40) < 20
+    pixels, labels = next(bench.images.Varied(images, allowed).batches(40, seed=0))
+
+    rises = (pixels[:, 0, 0, -1] > pixels[:, 0, 0, 0]).numpy()
+    assert sorted(labels.tolist()) == list(range(40))
+    assert set(labels.numpy()[~rises]) < set(range(20))
+    assert not rises.all()
+
+
+def test_a_vision_transformer_is_trained_for_each_task_or_for_all_to_the_same_bits(bench, noise):
+    packs = [bench.images.read_images(noise, name, 0, (0.4, 0.8)) for name in ("mnist", "aid")]
+    sizes = bench.vit.Sizes(width=16, layers=1, heads=1, patch_size=16)
+    for place in ("one", "two"):
+        base = noise / place / "base"
+        bench.vit.pre_train(packs, sizes, Schedule(2, 4, 1e-3), base)
+        every = {pack.name: pack for pack in packs}
+        bench.vit.train_together(base, every, Schedule(2, 4, 1e-3), 0, noise / place)
+
+    for model in ("base", "mnist", "aid"):
+        first, second = (noise / place / model / "model.safetensors" for place in ("one", "two"))
+        assert first.read_bytes() == second.read_bytes()
+    mnist, aid = (load_file(noise / "one" / name / "model.safetensors") for name in every)
+    base = load_file(noise / "one/base/model.safetensors")
+    assert mnist["classifier.weight"].shape == (3, 16)
+    assert aid["classifier.weight"].shape == (2, 16)
+    for name in mnist.keys() - {"classifier.weight", "classifier.bias"}:
+        assert torch.equal(mnist[name], aid[name])
+    assert any(not torch.equal(mnist[name], base[name]) for name in mnist.keys() & base.keys())
+
+
+def row(name: str, correct: int):
+    """A row of one task with ten samples."""
+    return Row(name, name, False, {"t": Score(correct, 10)})
+
+
+def test_several_seeds_are_a_mean_and_a_standard_deviation(bench):
+    names = ("fine-tuned", "together", "ties", "average")
+    runs = [
+        bench.results.Rows([row(name, right) for name, right in zip(names, rights, strict=True)])
+        for rights in ((10, 9, 5, 4), (10, 9, 7, 4))
+    ]
+    kept = [bench.results.rows_of(bench.results.as_json(run)) for run in runs]
+    table = bench.results.results_table(kept, ["t"])
+
+    shown = [[cell.text for cell in line.cells] for line in table.lines]
+    assert [cells[:2] for cells in shown[1:]] == [
+        ["90.0", "90.0 ± 0.0"],
+        ["60.0", "60.0 ± 14.1"],
+        ["40.0", "40.0 ± 0.0"],
+    ]
+    assert [line.label for line in table.lines if line.cells[1].best] == ["ties"]
+
+
+def test_lambda_and_density_are_chosen_on_the_validation_split_alone(bench, monkeypatch, tmp_path):
+    seen = []
+
+    def compare(experts, *, evaluation, methods, **_):
+        seen.append(evaluation)
+        best = ("task-arithmetic:lambda=0.4", "ties:lambda=1:density=0.5")
+        return SimpleNamespace(rows=[row(name, 9 if name in best else 3) for name in methods])
+
+    monkeypatch.setattr(bench.comparison, "compare", compare)
+    suite = bench.comparison.Suite("s", tmp_path, {}, tmp_path / "samples", {}, lambda: tmp_path)
+    setting = bench.comparison.Setting(tmp_path, 0, False, lambda event: None)
+    chosen = bench.comparison.choose(suite, setting)
+
+    assert seen == [tmp_path / "samples/validation"]
+    assert chosen.bases == ("average", "task-arithmetic:lambda=0.4", "ties:lambda=1:density=0.5")
 
 
 def test_a_cell_that_failed_leaves_nothing_behind(bench, tmp_path):
