@@ -16,6 +16,9 @@ from torch import Tensor
 
 from momacli.data.order import in_rounds
 
+MIRRORED = {"aid", "cifar10", "dtd10", "fashion_mnist", "flowers5", "scenes15"}
+"""Packs whose images mean the same in a mirror."""
+
 _SHIFT = 3  # pixels that an image is moved by at most, in training
 
 
@@ -123,3 +126,23 @@ def _moved(pixels: NDArray[np.uint8], chance: np.random.Generator) -> NDArray[np
     for index, (down, right) in enumerate(chance.integers(0, 2 * _SHIFT + 1, (len(pixels), 2))):
         result[index] = larger[index, down : down + height, right : right + width]
     return result
+
+
+def varied(pack: ImagePack) -> Varied:
+    """What an expert is fine-tuned on."""
+    return Varied(pack.training, _mirrored(pack, pack.training))
+
+
+def varied_together(packs: Sequence[ImagePack]) -> Varied:
+    """What packs have for pre-training, with the classes of one numbered after another's."""
+    starts = np.cumsum([0, *(len(pack.classes) for pack in packs[:-1])])
+    parts = [pack.pre_training for pack in packs]
+    labels = [part.labels + start for part, start in zip(parts, starts, strict=True)]
+    return Varied(
+        Images(np.concatenate([part.pixels for part in parts]), np.concatenate(labels)),
+        np.concatenate([_mirrored(pack, pack.pre_training) for pack in packs]),
+    )
+
+
+def _mirrored(pack: ImagePack, images: Images) -> NDArray[np.bool_]:
+    return np.full(len(images), pack.name in MIRRORED)

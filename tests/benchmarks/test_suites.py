@@ -38,7 +38,17 @@ SIZES = {
 def bench(monkeypatch):
     """The modules of the benchmark, as they are run from the repository's root."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
-    names = ("__main__", "cells", "comparison", "images", "readme", "results", "text", "vit")
+    names = (
+        "__main__",
+        "cells",
+        "comparison",
+        "images",
+        "readme",
+        "results",
+        "text",
+        "clip",
+        "vit",
+    )
     modules = {
         n.rpartition(".")[2]: importlib.import_module(f"tests.benchmarks.{n}") for n in names
     }
@@ -180,6 +190,23 @@ def test_a_vision_transformer_is_trained_for_each_task_or_for_all_to_the_same_bi
     for name in mnist.keys() - {"classifier.weight", "classifier.bias"}:
         assert torch.equal(mnist[name], aid[name])
     assert any(not torch.equal(mnist[name], base[name]) for name in mnist.keys() & base.keys())
+
+
+def test_a_clip_is_fine_tuned_under_heads_that_stay_embeddings_of_text(bench, noise):
+    packs = [bench.images.read_images(noise, name, 0, (0.4, 0.8)) for name in ("mnist", "aid")]
+    sizes = bench.vit.Sizes(width=16, layers=1, heads=1, patch_size=16)
+    base = noise / "base"
+    bench.clip.pre_train(packs, sizes, Schedule(2, 4, 1e-3), base)
+    every = {pack.name: pack for pack in packs}
+    bench.clip.train_together(base, every, Schedule(2, 4, 1e-3), 0, noise / "tuned")
+
+    whole = load_file(base / "open_clip_model.safetensors")
+    mnist, aid = (load_file(noise / "tuned" / name / "model.safetensors") for name in every)
+    weight = load_file(noise / "tuned/mnist/head_mnist.safetensors")["weight"]
+    scale = whole["logit_scale"].exp()
+    torch.testing.assert_close(weight.norm(dim=1), scale.expand(3))
+    assert all(torch.equal(mnist[name], aid[name]) for name in mnist)
+    assert any(not torch.equal(mnist[name], whole[f"visual.{name}"]) for name in mnist)
 
 
 def row(name: str, correct: int):

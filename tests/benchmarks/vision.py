@@ -1,4 +1,4 @@
-"""Suites of image tasks: experts fine-tuned from one small Vision Transformer.
+"""Suites of image tasks: experts fine-tuned from one small Vision Transformer or CLIP.
 
 The base is pre-trained on all packs at once, of those that are tasks on two fifths of the training
 side, with their labels: so it knows a little of everything, as CLIP does of what it is
@@ -15,13 +15,14 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 from momacli.demonstration.training import Schedule
+from tests.benchmarks import training
 from tests.benchmarks.cells import Cells, code_of, digest_of_files
 from tests.benchmarks.comparison import Suite
 from tests.benchmarks.images import ImagePack, Varied, read_images, source_of, write_images
-from tests.benchmarks.training import fine_tune
-from tests.benchmarks.vit import Sizes, files_of, pre_train, train_together
+from tests.benchmarks.vit import Sizes
 
 PRE_TRAINING_ONLY = ("digits8", "dtd10", "flowers5", "pneumonia_mnist")
 """Packs that pre-training sees besides the tasks."""
@@ -50,11 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(
-    name: str, tasks: Sequence[str], arguments: argparse.Namespace, seed: int, cells: Cells
+    name: str,
+    tasks: Sequence[str],
+    family: ModuleType,
+    arguments: argparse.Namespace,
+    seed: int,
+    cells: Cells,
 ) -> Suite:
     """Write the images, pre-train the base and fine-tune the experts, where that is not done yet.
 
     tasks: the packs, each a task of its own.
+    family: `vit` or `clip`.
     """
     packs = Packs(arguments.data_root, tasks)
     sizes = Sizes(arguments.width, arguments.layers, arguments.width // 64, arguments.patch_size)
@@ -69,21 +76,23 @@ def prepare(
             packs.digest(*packs.every),
             asdict(sizes),
             asdict(before),
-            code_of(read_images, Varied, pre_train),
+            code_of(read_images, Varied, family.pre_train, training.pre_train),
         ],
-        lambda folder: pre_train([packs.read(one) for one in packs.every], sizes, before, folder),
+        lambda folder: family.pre_train(
+            [packs.read(one) for one in packs.every], sizes, before, folder
+        ),
     )
     schedule = Schedule(arguments.steps, arguments.batch_size, arguments.rate)
-    training = {**asdict(schedule), "seed": seed}
-    weights = digest_of_files(*files_of(base))
+    tuning = {**asdict(schedule), "seed": seed}
+    weights = digest_of_files(*family.files_of(base))
 
     def trained(kind: str, *wanted: str) -> Path:
         """The cell with the models of these tasks, that were trained together."""
-        code = code_of(read_images, Varied, train_together, fine_tune)
+        code = code_of(read_images, Varied, family.train_together, training.fine_tune)
         return cells.get(
             kind,
-            [wanted, packs.digest(*wanted), weights, training, code],
-            lambda folder: train_together(
+            [wanted, packs.digest(*wanted), weights, tuning, code],
+            lambda folder: family.train_together(
                 base, {task: packs.read(task) for task in wanted}, schedule, seed, folder
             ),
         )
@@ -104,7 +113,7 @@ def prepare(
         {task: trained("expert", task) / task for task in tasks},
         samples,
         {
-            "training": training,
+            "training": tuning,
             "pre-training": asdict(before),
             "sizes": asdict(sizes),
             "packs": list(packs.every),

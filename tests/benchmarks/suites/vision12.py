@@ -5,10 +5,10 @@ See `vision.py` for how base and experts are trained, and which images are for w
 
 from functools import partial
 
-from tests.benchmarks import vision
+from tests.benchmarks import vision, vit
 from tests.benchmarks.suites.vision8 import PACKS as EIGHT
 
 PACKS = (*EIGHT, "digits8", "dtd10", "flowers5", "pneumonia_mnist")
 
 add_arguments = vision.add_arguments
-prepare = partial(vision.prepare, "vision12", PACKS)
+prepare = partial(vision.prepare, "vision12", PACKS, vit)

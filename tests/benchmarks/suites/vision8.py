@@ -5,7 +5,7 @@ See `vision.py` for how base and experts are trained, and which images are for w
 
 from functools import partial
 
-from tests.benchmarks import vision
+from tests.benchmarks import vision, vit
 
 PACKS = (
     *("mnist", "fashion_mnist", "gtsrb", "aid"),
@@ -13,4 +13,4 @@ PACKS = (
 )
 
 add_arguments = vision.add_arguments
-prepare = partial(vision.prepare, "vision8", PACKS)
+prepare = partial(vision.prepare, "vision8", PACKS, vit)
