@@ -192,6 +192,7 @@ def test_a_vision_transformer_is_trained_for_each_task_or_for_all_to_the_same_bi
     assert any(not torch.equal(mnist[name], base[name]) for name in mnist.keys() & base.keys())
 
 
+@pytest.mark.long
 def test_a_clip_is_fine_tuned_under_heads_that_stay_embeddings_of_text(bench, noise):
     packs = [bench.images.read_images(noise, name, 0, (0.4, 0.8)) for name in ("mnist", "aid")]
     sizes = bench.vit.Sizes(width=16, layers=1, heads=1, patch_size=16)
