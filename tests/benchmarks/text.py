@@ -2,7 +2,8 @@
 
 The data root has `text/NAME.train.jsonl.gz`, `text/NAME.test.jsonl.gz` (an object with "text"
 and "label" a line) and `text/NAME.classes.json`. Experts are folders of sentence-transformers:
-the encoder, the mean of its tokens, and a linear head in a file beside.
+the encoder, the mean of its tokens, and a linear head in a file beside. Matrices are multiplied in
+bfloat16 where torch does so under autocast, weights are float32.
 
 Merges adapt to texts of the training side; where there are enough, to such as no expert was
 fine-tuned on. Of the test side the first are evaluated, the next are the validation split.
@@ -177,7 +178,8 @@ def train_together(
                 max_length=training.max_length,
                 return_tensors="pt",
             )
-            hidden = encoder(**inputs).last_hidden_state
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = encoder(**inputs).last_hidden_state.float()
             mask = inputs["attention_mask"][..., None].to(hidden.dtype)
             logits = head((hidden * mask).sum(dim=1) / mask.sum(dim=1))
             losses.append(cross_entropy(logits, torch.tensor([label for _, label in picked])))

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pre-training-rate", type=float, default=3e-3)
     parser.add_argument("--steps", type=int, default=300, help="of fine-tuning")
     parser.add_argument("--batch-size", type=int, default=32, help="of fine-tuning")
-    parser.add_argument("--rate", type=float, default=1e-4, help="learning rate of the encoder")
+    parser.add_argument("--rate", type=float, default=2e-4, help="learning rate of the encoder")
     parser.add_argument("--unlabeled", type=int, default=400, help="images of each task, to align")
     parser.add_argument("--test", type=int, default=400, help="images of each task, to evaluate")
     parser.add_argument("--validation", type=int, default=100, help="images of each, to choose by")
