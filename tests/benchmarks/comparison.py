@@ -25,7 +25,7 @@ ALONE = (
 """Merges that are compared as they are, with their defaults."""
 
 _LAMBDAS = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.8", "1")
-_DENSITIES = ("0.1", "0.2", "0.5")
+_TIES_LAMBDAS, _DENSITIES = ("0.3", "0.6", "1", "1.5"), ("0.1", "0.2", "0.5")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def trained_together(suite: Suite, listener: Listener) -> Row:
 def choose(suite: Suite, setting: Setting) -> Chosen:
     """Choose lambda of task arithmetic, and lambda and density of TIES, on the validation split."""
     merges = [f"task-arithmetic:lambda={lam}" for lam in _LAMBDAS]
-    merges += [f"ties:lambda={lam}:density={one}" for lam in _LAMBDAS for one in _DENSITIES]
+    merges += [f"ties:lambda={lam}:density={one}" for lam in _TIES_LAMBDAS for one in _DENSITIES]
     report = compare(
         list(suite.experts.values()),
         base=suite.base,

@@ -21,7 +21,6 @@ from momacli.comparing.table import Cell, Line, Table
 from momacli.figures.accuracy import draw_accuracy
 from momacli.figures.marks import COLOURS, MARKERS
 from tests.benchmarks.cells import digest_of_files
-from tests.benchmarks.comparison import TOGETHER
 from tests.benchmarks.results import pooled, results_table, rows_of, sweep_tables
 
 README = Path(__file__).parents[2] / "README.md"
@@ -85,9 +84,7 @@ def _costs(content: Mapping[str, Any]) -> str:
 def draw(file: Path, rows: Sequence[Row], tasks: Sequence[str]) -> None:
     """Draw the two figures of one suite's result, beside it."""
     accuracies = {
-        _short(row): [row.scores[task].accuracy for task in tasks]
-        for row in rows
-        if _is_shown(row.name)
+        _short(row): [row.scores[task].accuracy for task in tasks] for row in rows if _is_shown(row)
     }
     figures = {"accuracy": draw_accuracy(accuracies, tasks), "added": draw_added(rows)}
     for name, figure in figures.items():
@@ -98,9 +95,13 @@ def draw(file: Path, rows: Sequence[Row], tasks: Sequence[str]) -> None:
             )
 
 
-def _is_shown(name: str) -> bool:
-    """Rows of the bar chart: what was trained, and task arithmetic with its alignments."""
-    return name in (FINE_TUNED, TOGETHER) or _merge_of(name) == "task-arithmetic"
+_BARS = ("task-arithmetic", "Surgery", "ProbSurgery", "MOMA as in the paper", "MOMA")
+
+
+def _is_shown(row: Row) -> bool:
+    """Rows of the bar chart: the experts, and task arithmetic with its main alignments."""
+    aligned = _merge_of(row.name) == "task-arithmetic" and _short(row) in _BARS
+    return (row.name == FINE_TUNED or aligned) and row.average is not None
 
 
 def _merge_of(name: str) -> str:

@@ -1,8 +1,10 @@
 """Suites of image tasks: experts fine-tuned from one small Vision Transformer or CLIP.
 
-The base is pre-trained on all packs at once, of those that are tasks on two fifths of the training
+The base is pre-trained on all packs at once, of those that are tasks on a tenth of the training
 side, with their labels: so it knows a little of everything, as CLIP does of what it is
-fine-tuned on. An expert is fine-tuned on four fifths of its own pack, those two among them. The
+fine-tuned on. (With two fifths, and 4,000 steps, it knew so much that experts were only 6 points
+better and task arithmetic 4 points worse than they: 64.6, 70.5 and 66.5 on the validation split.)
+An expert is fine-tuned on four fifths of its own pack, that tenth among them. The
 last fifth, which no training saw, is what merges adapt to. Of the test side the first images are
 evaluated, the next are the validation split. The seed is of fine-tuning and adaptation; the base,
 and which images are for what, are always the same.
@@ -27,7 +29,7 @@ from tests.benchmarks.vit import Sizes
 PRE_TRAINING_ONLY = ("digits8", "dtd10", "flowers5", "pneumonia_mnist")
 """Packs that pre-training sees besides the tasks."""
 
-_SHARES = (0.4, 0.8)  # of a training side: for pre-training, and for fine-tuning
+_SHARES = (0.1, 0.8)  # of a training side: for pre-training, and for fine-tuning
 _ORDER = 0  # seed of who sees which images
 
 
@@ -37,16 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=192, help="of the encoder")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--patch-size", type=int, default=8, help="pixels")
-    parser.add_argument("--pre-training-steps", type=int, default=4000)
+    parser.add_argument("--pre-training-steps", type=int, default=1500)
     parser.add_argument("--pre-training-batch-size", type=int, default=64)
     parser.add_argument("--pre-training-rate", type=float, default=3e-3)
-    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning")
+    parser.add_argument("--steps", type=int, default=240, help="of fine-tuning")
     parser.add_argument("--batch-size", type=int, default=32, help="of fine-tuning")
-    parser.add_argument("--rate", type=float, default=2e-4, help="learning rate of the encoder")
+    parser.add_argument("--rate", type=float, default=4e-4, help="learning rate of the encoder")
     parser.add_argument("--unlabeled", type=int, default=400, help="images of each task, to align")
     parser.add_argument("--test", type=int, default=400, help="images of each task, to evaluate")
     parser.add_argument("--validation", type=int, default=100, help="images of each, to choose by")
-    parser.add_argument("--align-steps", type=int, default=150)
+    parser.add_argument("--align-steps", type=int, default=100)
     parser.add_argument("--align-batch-size", type=int, default=8, help="of each task")
 
 
@@ -73,7 +75,7 @@ def prepare(
     base = cells.get(
         "base",
         [
-            packs.digest(*packs.every),
+            packs.described(*packs.every),
             asdict(sizes),
             asdict(before),
             code_of(read_images, Varied, family.pre_train, training.pre_train),
@@ -91,7 +93,7 @@ def prepare(
         code = code_of(read_images, Varied, family.train_together, training.fine_tune)
         return cells.get(
             kind,
-            [wanted, packs.digest(*wanted), weights, tuning, code],
+            [packs.described(*wanted), weights, tuning, code],
             lambda folder: family.train_together(
                 base, {task: packs.read(task) for task in wanted}, schedule, seed, folder
             ),
@@ -104,7 +106,7 @@ def prepare(
     }
     samples = cells.get(
         "images",
-        [packs.digest(*tasks), counts, code_of(read_images, write_images, _write_all)],
+        [packs.described(*tasks), counts, code_of(read_images, write_images, _write_all)],
         lambda folder: _write_all(folder, [packs.read(task) for task in tasks], counts),
     )
     return Suite(
@@ -137,13 +139,16 @@ class Packs:
     def read(self, name: str) -> ImagePack:
         """A pack."""
         if name not in self._read:
-            shares = _SHARES if name in self._tasks else (1.0, 1.0)
-            self._read[name] = read_images(self._root, name, _ORDER, shares)
+            self._read[name] = read_images(self._root, name, _ORDER, self._shares(name))
         return self._read[name]
 
-    def digest(self, *names: str) -> str:
-        """Hash of what is read."""
-        return digest_of_files(*(source_of(self._root, name) for name in names))
+    def described(self, *names: str) -> list[object]:
+        """What determines these packs."""
+        files = digest_of_files(*(source_of(self._root, name) for name in names))
+        return [names, files, [self._shares(name) for name in names], _ORDER]
+
+    def _shares(self, name: str) -> tuple[float, float]:
+        return _SHARES if name in self._tasks else (1.0, 1.0)
 
 
 def _write_all(folder: Path, packs: Sequence[ImagePack], counts: Mapping[str, int]) -> None:
