@@ -106,7 +106,8 @@ def align(
             listener=listener,
             beside=ADAPTER if method in ADDING else ALIGNMENT,
         )
-        job = _on(inputs.device, job)
+        parameters = {task: _parameters(one) for task, one in inputs.model.tasks.items()}
+        job = _on(inputs.device, job, max(parameters.values()))
         report = AlignReport(
             output=inputs.target,
             alignment=inputs.alignment,
@@ -115,7 +116,7 @@ def align(
             headroom=1.0,
             masked_share=0.0,
             steps=0,
-            parameters={task: _parameters(one) for task, one in inputs.model.tasks.items()},
+            parameters=parameters,
             device=str(inputs.device),
             seconds=0.0,
             dry_run=dry_run,
@@ -143,13 +144,16 @@ def _job(
     return feature_method(method, options)
 
 
-def _on(device: "torch.device", job: Settings | FeatureMethod) -> Settings | FeatureMethod:
-    """The same, with what it leaves to the device."""
-    from momacli.models.device import choose_precision
+def _on(
+    device: "torch.device", job: Settings | FeatureMethod, parameters: int
+) -> Settings | FeatureMethod:
+    """The same, with what it leaves to the device, for models of that many parameters."""
+    from momacli.models.precision import choose_precision
 
     if isinstance(job, FeatureMethod):
         return job
-    return replace(job, precision=cast("Precision", choose_precision(job.precision, device)))
+    chosen = choose_precision(job.precision, device, parameters)
+    return replace(job, precision=cast("Precision", chosen))
 
 
 def _settings(job: Settings | FeatureMethod) -> dict[str, Any]:

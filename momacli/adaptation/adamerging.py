@@ -23,9 +23,8 @@ from momacli.adaptation.leaves import Leaves
 from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
 
-ENCODERS, ENCODERS_PER_EXPERT = 3, 1
-"""What is held, in sizes of the merged tensors in float32: theta_0, theta_m, its gradient; and
-tau_t."""
+ENCODERS, ENCODERS_PER_EXPERT = 2, 1
+"""What is held, in sizes of the merged tensors in float32: theta_0, theta_m; and tau_t."""
 
 Table = Mapping[str, Sequence[float]]
 """Coefficients by tensor, one a task."""
@@ -40,6 +39,7 @@ def adamerging(
     steps: int = 500,
     batch_size: int = 16,
     clamp: bool = True,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> Table:
     """Merge with coefficients that make the merged model sure of its answers.
 
@@ -49,9 +49,11 @@ def adamerging(
     steps: 500 is the paper's; 0 leaves task arithmetic.
     batch_size: samples of each task a step; 16 is the paper's.
     clamp: keep coefficients from 0 to 1, as the authors' code does.
+    precision: of the encoder's arithmetic in the steps, float32 or bfloat16; "auto" is bfloat16
+        where the device is made for it.
     """
     learned = start(ensemble, ensemble.task_vectors, per=per, lam=lam, rate=rate, clamp=clamp)
-    descend(ensemble, learned, steps=steps, batch_size=batch_size)
+    descend(ensemble, learned, steps=steps, batch_size=batch_size, precision=precision)
     return whole_table(ensemble, learned)
 
 

@@ -19,7 +19,7 @@ from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
 from momacli.methods.ties import TiesStatistic, first_pass
 
-ENCODERS, ENCODERS_PER_EXPERT = 3, 1
+ENCODERS, ENCODERS_PER_EXPERT = 2, 1
 """What is held, in sizes of the merged tensors in float32, as by `adamerging`."""
 
 
@@ -33,6 +33,7 @@ def adamerging_plus_plus(
     steps: int = 500,
     batch_size: int = 16,
     clamp: bool = True,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> Table:
     """Merge trimmed task vectors with coefficients that make the merged model sure.
 
@@ -43,6 +44,8 @@ def adamerging_plus_plus(
     steps: 500 is the paper's.
     batch_size: samples of each task a step; 16 is the paper's.
     clamp: keep coefficients from 0 to 1, as the authors' code does.
+    precision: of the encoder's arithmetic in the steps, float32 or bfloat16; "auto" is bfloat16
+        where the device is made for it.
     """
     T = len(ensemble.tasks)
     statistic = first_pass(
@@ -55,7 +58,7 @@ def adamerging_plus_plus(
         return as_tensor(elected(as_array(taus.reshape(T, -1)), statistic)).reshape(taus.shape)
 
     learned = start(ensemble, trimmed, per=per, lam=lam, rate=rate, clamp=clamp)
-    descend(ensemble, learned, steps=steps, batch_size=batch_size)
+    descend(ensemble, learned, steps=steps, batch_size=batch_size, precision=precision)
     return whole_table(ensemble, learned)
 
 

@@ -40,7 +40,7 @@ def pull_back(
 class Coefficients:
     """lambda, learned by Adam with the other coefficients' gradients in the same step.
 
-    Of the encoder's size are T task vectors, theta_0, theta_m and its gradient.
+    Of the encoder's size are T task vectors, theta_0 and theta_m.
     """
 
     def __init__(
@@ -91,12 +91,10 @@ class Coefficients:
             theta_0, taus = self.theta_0[part], self.task_vectors[layer]
             merged(theta_0, taus, lam[:, layer], out=self.leaves.theta[part])
 
-    def gather(self) -> None:
-        """Pull the encoder's gradient back to lambda, and drop it."""
-        pairs = zip(self.leaves.gradients(), self.task_vectors, strict=True)
-        for layer, (gradient, taus) in enumerate(pairs):
-            self._found[:, layer] += pull_back(gradient, taus) / LOSS_SCALE
-        self.leaves.drop_gradients()
+    def take(self, layer: int, gradient: Float[Tensor, " n"]) -> bool:
+        """Pull the encoder's gradient back to lambda."""
+        self._found[:, layer] += pull_back(gradient, self.task_vectors[layer]) / LOSS_SCALE
+        return True
 
     def step(self) -> None:
         """Move lambda by one step of Adam along what was gathered."""

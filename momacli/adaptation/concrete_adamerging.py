@@ -40,6 +40,7 @@ def concrete_adamerging(
     temperature: float = 0.5,
     logits: float = 0.0,
     mask: Literal["sampled", "expected"] = "sampled",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> Merged:
     """Merge with a mask and coefficients that make the merged model sure.
 
@@ -55,6 +56,8 @@ def concrete_adamerging(
     temperature: of the relaxed Bernoulli distributions; 0.5 is the paper's.
     logits: of all entries at the start; 0, a probability of one half, is the published scripts'.
     mask: the last one is "sampled", as in the published code, or "expected", the probabilities.
+    precision: of the encoder's arithmetic in the steps, float32 or bfloat16; "auto" is bfloat16
+        where the device is made for it.
     """
     coefficients = start(
         ensemble, ensemble.task_vectors, per=per, lam=lam, rate=base_rate, clamp=False
@@ -63,7 +66,14 @@ def concrete_adamerging(
         ensemble, coefficients, mask_rate, rate, 2 * mask_steps, logits, temperature, mask
     )
     passes = 2 * mask_steps + steps
-    descend(ensemble, learned, steps=passes, batch_size=batch_size, rate_option="mask-rate")
+    descend(
+        ensemble,
+        learned,
+        steps=passes,
+        batch_size=batch_size,
+        precision=precision,
+        rate_option="mask-rate",
+    )
     learned.place()
     return whole(ensemble, coefficients.leaves, lam)
 
@@ -84,15 +94,15 @@ class MaskedCoefficients:
     ):
         """passes: of the first part, in which two make a step of the mask."""
         self._ensemble, self._coefficients = ensemble, coefficients
-        self._leaves = coefficients.leaves
+        self.leaves = coefficients.leaves
         self._mask_rate, self._rate, self._last = mask_rate, rate, last
         self._first_part = passes
-        self._sum = torch.empty_like(self._leaves.theta)  # sum_t lambda_t tau_t
+        self._sum = torch.empty_like(self.leaves.theta)  # sum_t lambda_t tau_t
         self._mask = ConcreteMask(
-            self._leaves.slices,
+            self.leaves.slices,
             start=logits,
             temperature=temperature,
-            device=self._leaves.theta.device,
+            device=self.leaves.theta.device,
         )
         self._taken = 0
 
@@ -106,9 +116,9 @@ class MaskedCoefficients:
             self._coefficients.reset()
             self._mask.draw(self._ensemble.uniform(f"mask {self._taken // 2}"))
         lam = self._coefficients.used
-        for layer, part in enumerate(self._leaves.slices):
+        for layer, part in enumerate(self.leaves.slices):
             torch.mv(self._coefficients.task_vectors[layer].mT, lam[:, layer], out=self._sum[part])
-            theta_0, theta = self._coefficients.theta_0[part], self._leaves.theta[part]
+            theta_0, theta = self._coefficients.theta_0[part], self.leaves.theta[part]
             self._mask.masked(part, self._sum[part], plus=theta_0, out=theta)
 
     @property
@@ -117,20 +127,20 @@ class MaskedCoefficients:
         return self._taken < self._first_part and self._taken % 2 == 1
 
     @torch.no_grad()
-    def gather(self) -> None:
+    def take(self, layer: int, gradient: Tensor) -> bool:
         """Pull the encoder's gradient back to lambda, or let those of other tasks be added."""
-        if not self._is_masks_turn:
-            for part, gradient in zip(self._leaves.slices, self._leaves.gradients(), strict=True):
-                self._mask.masked(part, gradient, out=gradient)
-            self._coefficients.gather()
+        if self._is_masks_turn:
+            return False
+        self._mask.masked(self.leaves.slices[layer], gradient, out=gradient)
+        return self._coefficients.take(layer, gradient)
 
     @torch.no_grad()
     def step(self) -> None:
         """Move the coefficients or the mask."""
         if self._is_masks_turn:
-            for part, gradient in zip(self._leaves.slices, self._leaves.gradients(), strict=True):
+            for part, gradient in zip(self.leaves.slices, self.leaves.gradients(), strict=True):
                 self._mask.step(part, gradient, self._sum[part], rate=self._mask_rate)
-            self._leaves.drop_gradients()
+            self.leaves.drop_gradients()
         else:
             self._coefficients.step()
         self._taken += 1

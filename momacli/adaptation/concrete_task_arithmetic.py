@@ -34,6 +34,7 @@ def concrete_task_arithmetic(
     temperature: float = 0.5,
     logits: float = 0.0,
     mask: Literal["sampled", "expected"] = "sampled",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> Merged:
     """Merge with a mask on the multi-task vector that makes the merged model sure.
 
@@ -44,10 +45,12 @@ def concrete_task_arithmetic(
     temperature: of the relaxed Bernoulli distributions; 0.5 is the paper's.
     logits: of all entries at the start; 0, a probability of one half, is the published scripts'.
     mask: the last one is "sampled", as in the published code, or "expected", the probabilities.
+    precision: of the encoder's arithmetic in the steps, float32 or bfloat16; "auto" is bfloat16
+        where the device is made for it.
     """
     leaves = Leaves({name: ensemble.network.parameters[name] for name in ensemble.learnable})
     learned = MaskedSum(ensemble, leaves, lam, rate, logits, temperature)
-    descend(ensemble, learned, steps=steps, batch_size=batch_size)
+    descend(ensemble, learned, steps=steps, batch_size=batch_size, precision=precision)
     learned.place_last(mask)
     return whole(ensemble, leaves, lam)
 
@@ -64,7 +67,7 @@ class MaskedSum:
         logits: float,
         temperature: float,
     ):
-        self._ensemble, self._leaves, self._rate = ensemble, leaves, rate
+        self._ensemble, self.leaves, self._rate = ensemble, leaves, rate
         device = leaves.theta.device
         others = [name for name in ensemble.tensors if name in ensemble.network.buffers]
         ensemble.load(lambda name: ensemble.task_arithmetic(name, lam), others)
@@ -90,19 +93,21 @@ class MaskedSum:
     @torch.no_grad()
     def _place(self) -> None:
         """Give the encoder theta_0 + m * lambda sum_t tau_t with the present mask."""
-        for part in self._leaves.slices:
-            theta_0, theta = self._theta_0[part], self._leaves.theta[part]
+        for part in self.leaves.slices:
+            theta_0, theta = self._theta_0[part], self.leaves.theta[part]
             self._mask.masked(part, self._tau[part], plus=theta_0, out=theta)
 
-    def gather(self) -> None:
+    def take(self, layer: int, gradient: Tensor) -> bool:
         """Let the gradients of other tasks be added."""
+        del layer, gradient
+        return False
 
     @torch.no_grad()
     def step(self) -> None:
         """Move the logits by one step of Adam along the encoder's gradient."""
-        for part, gradient in zip(self._leaves.slices, self._leaves.gradients(), strict=True):
+        for part, gradient in zip(self.leaves.slices, self.leaves.gradients(), strict=True):
             self._mask.step(part, gradient, self._tau[part], rate=self._rate)
-        self._leaves.drop_gradients()
+        self.leaves.drop_gradients()
         self._taken += 1
 
     def state(self) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from momacli.checkpoint.arrays import as_tensor
 from momacli.data.order import seed_of
 from momacli.methods._random_mask import Draws
 from momacli.models.interface import Batch, Encoder, Head, Padding
+from momacli.models.precision import choose_precision, computing_in
 from momacli.progress import Listener, ignore
 
 
@@ -88,6 +89,17 @@ class Ensemble:
     def load_expert(self, t: int, names: Sequence[str] | None = None) -> None:
         """Give the network the values of an expert."""
         self.load(lambda name: self.expert(t, name), names)
+
+    def precision(self, asked: str) -> str:
+        """What the network computes in; "auto" is what fits its device and size."""
+        size = sum(parameter.numel() for parameter in self.network.parameters.values())
+        return choose_precision(asked, self.device, size)
+
+    def features(self, batch: Batch, precision: str) -> Float[Tensor, "n d"]:
+        """What the network makes of a batch, in float32 whatever it computes in."""
+        with computing_in(precision, self.device):
+            features = self.network.features(batch)
+        return features.float()
 
     def generator(self, what: str) -> torch.Generator:
         """Random numbers on the network's device, by the seed and what they are for."""

@@ -10,11 +10,12 @@ from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from momacli.adaptation.ensemble import Ensemble, Task
 from momacli.adaptation.entropy import mean_entropy
-from momacli.adaptation.leaves import LOSS_SCALE
+from momacli.adaptation.leaves import LOSS_SCALE, Leaves
 from momacli.data.order import shuffled
 from momacli.errors import DivergenceError
 from momacli.progress import Notice, Progress
@@ -37,10 +38,15 @@ class Learned(Protocol):
         """Give the encoder the merged weights for a step."""
         ...
 
-    def gather(self) -> None:
-        """Look at the encoder's gradients of LOSS_SCALE times the losses of some of the tasks.
+    @property
+    def leaves(self) -> Leaves:
+        """The encoder's parameters."""
+        ...
 
-        They are left to be added to, or dropped.
+    def take(self, layer: int, gradient: Tensor) -> bool:
+        """Use LOSS_SCALE dL/dtheta_m of one tensor, [n], of the losses of some of the tasks.
+
+        Returns whether it may be dropped; if not, those of the other tasks are added to it.
         """
         ...
 
@@ -63,18 +69,20 @@ def descend(
     *,
     steps: int,
     batch_size: int,
+    precision: str,
     rate_option: str = "rate",
     stage: str = "adapting",
 ) -> None:
     """Lower the sum of the tasks' mean entropies by `steps` steps.
 
     batch_size: samples of each task a step.
+    precision: of the encoder's arithmetic, float32, bfloat16 or auto.
     rate_option: what a user may lower where it diverges.
 
     Raises DivergenceError, naming step and tasks, if a loss is not finite.
     """
     done = _resumed(ensemble, learned, stage)
-    tasks = ensemble.tasks
+    tasks, precision = ensemble.tasks, ensemble.precision(precision)
     orders = [
         islice(shuffled(task.count, batch_size, seed=ensemble.seed, task=task.name), done, None)
         for task in tasks
@@ -84,7 +92,8 @@ def descend(
         while done < steps:
             learned.place()
             picked = [next(order) for order in orders]
-            values = _losses(ensemble, learned, picked, done + 1, rate_option)
+            losses = _losses(ensemble, learned, picked, precision)
+            values = _finite(losses, tasks, done + 1, rate_option)
             with uninterrupted():  # half an update would be no state to go on from
                 learned.step()
                 done += 1
@@ -101,21 +110,21 @@ def descend(
 
 
 def _losses(
-    ensemble: Ensemble, learned: Learned, picked: Sequence[Tensor], number: int, rate_option: str
-) -> dict[str, float]:
+    ensemble: Ensemble, learned: Learned, picked: Sequence[Tensor], precision: str
+) -> Float[Tensor, " T"]:
     """Back-propagate the sum of all tasks' losses; returns each."""
     limit = _TOGETHER.get(ensemble.device.type, _TOGETHER_ELSEWHERE)
     found = []
     for some in together([len(indices) for indices in picked], limit):
         tasks, counts = ensemble.tasks[some], [len(indices) for indices in picked[some]]
         batches = [task.batch(indices) for task, indices in zip(tasks, picked[some], strict=True)]
-        features = ensemble.network.features(tasks[0].padding.together(batches)).float()
+        features = ensemble.features(tasks[0].padding.together(batches), precision)
         parts = zip(tasks, features.split(counts), strict=True)
         losses = torch.stack([mean_entropy(task.head(part)) for task, part in parts])
-        (LOSS_SCALE * losses.sum()).backward()
-        learned.gather()
+        with learned.leaves.handing_over(learned.take):
+            (LOSS_SCALE * losses.sum()).backward()
         found.append(losses.detach())
-    return _finite(torch.cat(found), ensemble.tasks, number, rate_option)
+    return torch.cat(found)
 
 
 def together(counts: Sequence[int], limit: int) -> Iterator[slice]:

@@ -1,12 +1,12 @@
 """An encoder's parameters as one vector, and their gradients one by one.
 
 The merged weights are leaves: no autograd graph runs through the merge, whatever it is, so that
-the memory does not grow with the number of tasks. A gradient is the tensor that the backward pass
-made, of which nothing is kept for the next: the last activations are gone by the time that the
-last gradients come.
+the memory does not grow with the number of tasks. A gradient can be used up in the midst of the
+backward pass that made it, so that there is no vector of all of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -51,8 +51,34 @@ class Leaves:
     def _places(self) -> Iterator[tuple[nn.Parameter, slice, torch.Size]]:
         return zip(self._parameters, self.slices, self.shapes, strict=True)
 
+    @contextmanager
+    def handing_over(self, take: Callable[[int, Float[Tensor, " n"]], bool]) -> Iterator[None]:
+        """Show each gradient as soon as a backward pass has made it.
+
+        take: is given the number of the parameter and LOSS_SCALE dL/dtheta_m of it, and returns
+            whether that is used up; if not it stays, and the next pass adds to it.
+        """
+
+        def shown_as(number: int) -> Callable[[Tensor], None]:
+            def show(parameter: Tensor) -> None:
+                assert parameter.grad is not None
+                if take(number, parameter.grad.reshape(-1)):
+                    parameter.grad = None
+
+            return show
+
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(shown_as(number))
+            for number, parameter in enumerate(self._parameters)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def gradients(self) -> Iterator[Float[Tensor, " n"]]:
-        """LOSS_SCALE dL/dtheta_m of each parameter, zeros where it has no part in the loss."""
+        """What has stayed of each parameter, zeros where it has no part in the loss."""
         for parameter in self._parameters:
             found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             yield found.reshape(-1)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -27,8 +28,8 @@ from momacli.data.ahead import ahead
 from momacli.data.order import shuffled
 from momacli.errors import DivergenceError
 from momacli.merging.ranks import Ranks
-from momacli.models.device import choose_precision
 from momacli.models.interface import Batch, Encoder
+from momacli.models.precision import choose_precision, computing_in
 from momacli.progress import Listener, Notice, Progress
 from momacli.signals import uninterrupted
 
@@ -152,10 +153,14 @@ class Descent:
         """What the merged encoder makes of samples, in float32 whatever it computes in."""
         if batch is None:
             return torch.zeros_like(self.tasks[0].finetuned[:0])
-        half = choose_precision(self.settings.precision, self._device) == "bfloat16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+        with computing_in(self._precision, self._device):
             features = self.encoder.features(batch)
         return features.float()
+
+    @cached_property
+    def _precision(self) -> str:
+        size = sum(parameter.numel() for parameter in self.encoder.parameters.values())
+        return choose_precision(self.settings.precision, self._device, size)
 
     @property
     def _device(self) -> torch.device:

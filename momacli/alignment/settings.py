@@ -57,8 +57,9 @@ class Settings:
         falls; `steps` is then the most there are. Off: 300 steps end where it is flat (see
         `alignment.early_stop` for the measurement), and all samples are learned from.
     precision: of the encoder's arithmetic in the steps; "auto" is bfloat16 on a GPU that has it
-        and float32 elsewhere. S, A_t, their updates, the objective, and the features that results
-        are told from are float32 in any case.
+        and on a processor with AMX (see `models.precision`), float32 elsewhere. S, A_t, their
+        updates, the objective, and the features that results are told from are float32 in any
+        case.
     seed: of the order of the samples.
     """
 

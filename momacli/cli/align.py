@@ -19,6 +19,7 @@ from momacli.cli.options import (
     MovedBase,
     Pooling,
     Seed,
+    refuse_others,
 )
 from momacli.cli.reading import (
     MaxLength,
@@ -38,6 +39,7 @@ EPILOG = "Example: moma align --data unlabeled/ --device cuda"
 
 
 def align(
+    context: typer.Context,
     data: UnlabeledData,
     merged: Annotated[
         str | None,
@@ -126,8 +128,9 @@ def align(
         str | None,
         typer.Option(
             metavar="auto|float32|bfloat16",
-            help="What the encoder computes the steps in; auto is bfloat16 on a GPU. What is "
-            "learned, and all results, are float32.",
+            help="What the encoder computes the steps in; auto is bfloat16 on a GPU, and on a "
+            "processor with AMX for a million parameters or more. What is learned, and all "
+            "results, are float32.",
         ),
     ] = None,
     seed: Seed = 0,
@@ -203,7 +206,13 @@ def align(
         "cache_dtype": _cache_dtype(cache_dtype),
     }
     if only:
-        _prepare(merged, only, sources, dry_run=dry_run, as_json=as_json)
+        refuse_others(
+            context,
+            "--prepare keeps features and learns nothing",
+            [*sources, *_OF_READING, "merged", "only", "as_json"],
+            hint="give the other options to the later run; of samples they have to be the same",
+        )
+        _prepare(merged, only, sources, as_json=as_json)
         return
     given = {
         "mask": mask,
@@ -249,12 +258,14 @@ def align(
         print_path(report.output)
 
 
+_OF_READING = ("max_samples", "sample", "text_column", "max_length", "strict", "seed")
+
+
 def _prepare(
     merged: str | None,
     tasks: Sequence[str],
     sources: Mapping[str, Any],
     *,
-    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Keep features for later, and print the folder that they are in."""
@@ -263,8 +274,6 @@ def _prepare(
     from momacli.cli.listening import listening
     from momacli.prepare import prepare
 
-    if dry_run:
-        raise UsageError("--prepare writes no model, so --dry-run says nothing of it")
     wanted = None if "all" in tasks else tasks
     with listening() as listener:
         report = prepare(merged, tasks=wanted, listener=listener, **sources)

@@ -18,6 +18,7 @@ from momacli.cli.options import (
     Heads,
     Pooling,
     Seed,
+    refuse_others,
 )
 from momacli.cli.reading import (
     MaxLength,
@@ -184,13 +185,13 @@ def merge(
     Prints the path of the output.
     """
     if like is not None:
-        _refuse_all_but(context, "--like", ("like", *_WITH_RECIPE))
+        _refuse_all_but(context, "--like", ("like",))
         writing = {"max_shard_size": max_shard_size, "force": force, "dry_run": dry_run}
         _repeat(like, output, writing, as_json=as_json)
         return
     if config is not None and Path(config).suffix.lower() in _RECIPES:
         tolerances = {"other_base": other_base, "allow_nonfinite": allow_nonfinite}
-        _refuse_all_but(context, config, ("config", "device", *tolerances, *_WITH_RECIPE))
+        _refuse_all_but(context, config, ("config", "device", *tolerances))
         writing = {"max_shard_size": max_shard_size, "force": force, "dry_run": dry_run}
         _follow(config, output, writing | tolerances | {"device": device or "cpu"}, as_json=as_json)
         return
@@ -256,19 +257,12 @@ _WITH_RECIPE = ("output", "max_shard_size", "force", "dry_run", "as_json")
 
 def _refuse_all_but(context: typer.Context, what: str, allowed: Sequence[str]) -> None:
     """Refuse options beside a recipe that says them all."""
-    given = []
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE" and parameter.name not in allowed:
-            given.append(parameter)
-    if given:
-        names = ", ".join(
-            item.opts[0] if item.opts[0].startswith("-") else "checkpoints" for item in given
-        )
-        raise UsageError(
-            f"{what} already says what to merge and how: {names} cannot be given beside it",
-            hint="beside it only -o, --force, --dry-run and --json have a meaning",
-        )
+    refuse_others(
+        context,
+        f"{what} already says what to merge and how",
+        [*allowed, *_WITH_RECIPE],
+        hint="beside it only -o, --force, --dry-run and --json have a meaning",
+    )
 
 
 def _follow(recipe: str, output: str | None, writing: Mapping[str, Any], *, as_json: bool) -> None:

@@ -1,8 +1,11 @@
 """Options that several commands have, each in one wording."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+
+from momacli.errors import UsageError
 
 Assignments = Annotated[
     list[str] | None,
@@ -79,3 +82,19 @@ Seed = Annotated[
     int,
     typer.Option(help="Of all that is random: numbers, the choice of samples, and their order."),
 ]
+
+
+def refuse_others(
+    context: typer.Context, reason: str, allowed: Sequence[str], *, hint: str
+) -> None:
+    """Raise UsageError where the command line has parameters that are not allowed."""
+    given = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE" and parameter.name not in allowed:
+            given.append(parameter)
+    if given:
+        names = ", ".join(
+            item.opts[0] if item.opts[0].startswith("-") else "checkpoints" for item in given
+        )
+        raise UsageError(f"{reason}: {names} cannot be given beside it", hint=hint)

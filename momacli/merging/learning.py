@@ -31,6 +31,7 @@ from momacli.methods._catalog import option_flag
 from momacli.methods._streaming import StreamedMerge
 from momacli.models.classification import Classifier
 from momacli.models.families import open_classifier
+from momacli.models.precision import choose_precision
 from momacli.models.separate_head import SeparateHead
 from momacli.progress import Listener
 
@@ -82,7 +83,7 @@ class Learning:
         chosen = reading.sampling
         if count is not None and chosen.count is None and chosen.share is None:
             reading = replace(reading, sampling=replace(chosen, count=count))
-        return cls(merging, work, sources, reading, device, listener)
+        return cls(merging, _on(device, work), sources, reading, device, listener)
 
     def run(self, state: Path, every: int) -> tuple[Merging, Keeper]:
         """Learn; returns the merge with what was learned, and what keeps its state.
@@ -201,6 +202,15 @@ class Learning:
 
         network.load(read, entries, source=str(expert.checkpoint.path))
         return network
+
+
+def _on(device: torch.device, work: OnSamples) -> OnSamples:
+    """The same work, with what it leaves to the device."""
+    if not work.method.takes("precision"):
+        return work
+    size = sum(spec.elements for spec in work.plan.merged)
+    chosen = choose_precision(work.options.get("precision", "auto"), device, size)
+    return replace(work, options={**work.options, "precision": chosen})
 
 
 _LEAST = {"steps": 0, "mask_steps": 0, "batch_size": 1}

@@ -33,16 +33,6 @@ def choose_device(device: str) -> "torch.device":
         raise UsageError(f"unknown device {device}", hint="use auto, cpu or cuda") from error
 
 
-def choose_precision(precision: str, device: "torch.device") -> str:
-    """Return what "auto" means on a device: bfloat16 on a GPU that has it, else float32."""
-    import torch
-
-    if precision != "auto":
-        return precision
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return "bfloat16" if fast else "float32"
-
-
 def moved(value: "Tensor", device: "torch.device") -> "Tensor":
     """Return a tensor of the processor's on a device; a GPU need not be waited for."""
     if device.type == "cuda":

@@ -28,7 +28,7 @@ def backward_of_all_tasks(ensemble):
     found = []
     coefficients = learned(ensemble)
     coefficients.move = found.extend
-    descend(ensemble, coefficients, steps=1, batch_size=10**6)
+    descend(ensemble, coefficients, steps=1, batch_size=10**6, precision="float32")
     return torch.stack(found, dim=1)
 
 
@@ -78,3 +78,19 @@ def test_the_network_holds_base_plus_weighted_task_vectors(clamp):
     for name in ensemble.tensors:
         expected = ensemble.base(name) + factor * ensemble.task_vectors(name).sum(dim=0)
         torch.testing.assert_close(ensemble.network.parameters[name].data, expected)
+
+
+def test_each_gradient_is_dropped_before_the_next_one_comes():
+    ensemble = tiny_ensemble()
+    coefficients, seen = learned(ensemble), []
+    parameters, take = list(ensemble.network.parameters.values()), coefficients.take
+
+    def look(layer, gradient):
+        seen.append((layer, sum(parameter.grad is not None for parameter in parameters)))
+        return take(layer, gradient)
+
+    coefficients.take = look
+    descend(ensemble, coefficients, steps=1, batch_size=10**6, precision="float32")
+
+    assert {layer for layer, _ in seen} == set(range(len(parameters)))
+    assert {there for _, there in seen} == {1}

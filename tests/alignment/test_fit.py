@@ -11,7 +11,6 @@ from momacli.alignment.resume import Keeper
 from momacli.alignment.settings import Settings, paper
 from momacli.errors import DivergenceError, OutOfMemoryError, UsageError
 from momacli.features.procrustes import orthogonality_error
-from momacli.models.device import choose_precision
 from momacli.models.interface import Head
 from momacli.progress import Notice, Progress
 
@@ -146,13 +145,6 @@ def test_in_half_precision_only_the_steps_of_the_encoder_are_so(problem):
     assert orthogonality_error(half.transforms).max() < 1e-5
     gained = [one.objective_before.sum() - one.objective_after.sum() for one in (half, whole)]
     assert gained[0] > 0.9 * gained[1]
-
-
-def test_a_processor_computes_in_single_precision_unless_told_otherwise():
-    processor = torch.device("cpu")
-
-    assert choose_precision("auto", processor) == "float32"
-    assert choose_precision("bfloat16", processor) == "bfloat16"
 
 
 def test_every_step_is_one_forward_pass_over_all_tasks(problem):

@@ -1,9 +1,11 @@
 """One kind of step of a merge that lowers entropy, measured in a process of its own.
 
     plain             a supervised training step of the encoder on the samples of all tasks
-    adamerging        a layer-wise step of moma's
+    adamerging        a layer-wise step of moma's, in the precision that fits the processor
+    adamerging-float32  the same in float32
     adamerging-naive  autograd through theta_0 + sum_t lambda_t tau_t, a backward pass a task
-    concrete          a step of moma's concrete task arithmetic
+    concrete          a step of moma's concrete task arithmetic, likewise
+    concrete-float32
     concrete-naive    autograd through theta_0 + sum_t lambda m * tau_t, one backward pass in all
 
 The naive ones do what FusionBench 0.2.33 does, as fusionbench_step.py runs it. Writes JSON:
@@ -26,7 +28,8 @@ from momacli.progress import Progress
 from tests.benchmarks.align_step import plain, samples, seconds_a_step
 from tests.benchmarks.network import SIZES, Network
 
-KINDS = ("plain", "adamerging", "adamerging-naive", "concrete", "concrete-naive")
+METHODS = {"adamerging": adamerging, "concrete": concrete_task_arithmetic}
+KINDS = ("plain", *(method + end for method in METHODS for end in ("", "-float32", "-naive")))
 
 
 def ensemble_of(network: Network, tasks: int, batch: int, listener: Callable) -> Ensemble:
@@ -44,7 +47,7 @@ def ensemble_of(network: Network, tasks: int, batch: int, listener: Callable) ->
     )
 
 
-def moma(network: Network, method: Callable, tasks: int, batch: int, steps: int) -> float:
+def moma(network: Network, kind: str, tasks: int, batch: int, steps: int) -> float:
     """Run a method; time from the end of its first step to the end of its last."""
     times = []
 
@@ -53,7 +56,8 @@ def moma(network: Network, method: Callable, tasks: int, batch: int, steps: int)
             times.append(time.process_time())
 
     ensemble = ensemble_of(network, tasks, batch, listen)
-    method(ensemble, steps=steps + 1, batch_size=batch)
+    method, _, precision = kind.partition("-")
+    METHODS[method](ensemble, steps=steps + 1, batch_size=batch, precision=precision or "auto")
     return (times[-1] - times[0]) / steps
 
 
@@ -120,8 +124,7 @@ def main() -> None:
     elif given.kind.endswith("naive"):
         seconds = naive(network, given.kind, *numbers)
     else:
-        method = adamerging if given.kind == "adamerging" else concrete_task_arithmetic
-        seconds = moma(network, method, *numbers)
+        seconds = moma(network, given.kind, *numbers)
     given.out.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
 
 

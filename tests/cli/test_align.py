@@ -110,7 +110,12 @@ def test_evaluate_in_json_has_counts_and_intervals(place, capfd):
         (["align", "--data", "unlabeled", "--batch-size", "many"], 2, "a number or auto"),
         (["align", "--data", "unlabeled", "--cache-dtype", "int8"], 2, "float32 or float16"),
         (["align", "--data", "unlabeled", "--prepare", "mice"], 2, "has no task mice"),
-        (["align", "--data", "unlabeled", "--prepare", "all", "--dry-run"], 2, "--prepare"),
+        (["align", "--data", "unlabeled", "--prepare", "all", "--dry-run"], 2, "--dry-run cannot"),
+        (
+            ["align", "--data", "unlabeled", "--prepare", "all", "--steps", "5", "-o", "x"],
+            2,
+            "--steps, --output cannot",
+        ),
         (["align", "--data", "unlabeled", "--precision", "half"], 2, "precision"),
         (["align"], 2, "--data"),
         (["align", "--data", "nowhere"], 1, "nowhere"),
