@@ -25,7 +25,7 @@ ALONE = (
 """Merges that are compared as they are, with their defaults."""
 
 _LAMBDAS = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.8", "1")
-_TIES_LAMBDAS, _DENSITIES = ("0.3", "0.6", "1", "1.5"), ("0.1", "0.2", "0.5")
+_TIES_LAMBDAS, _DENSITIES = ("0.3", "0.6", "1"), ("0.1", "0.2")
 
 
 @dataclass(frozen=True)
