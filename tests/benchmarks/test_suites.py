@@ -238,7 +238,7 @@ def test_lambda_and_density_are_chosen_on_the_validation_split_alone(bench, monk
 
     def compare(experts, *, evaluation, methods, **_):
         seen.append(evaluation)
-        best = ("task-arithmetic:lambda=0.4", "ties:lambda=1:density=0.5")
+        best = ("task-arithmetic:lambda=0.4", "ties:lambda=1:density=0.2")
         return SimpleNamespace(rows=[row(name, 9 if name in best else 3) for name in methods])
 
     monkeypatch.setattr(bench.comparison, "compare", compare)
@@ -247,7 +247,7 @@ def test_lambda_and_density_are_chosen_on_the_validation_split_alone(bench, monk
     chosen = bench.comparison.choose(suite, setting)
 
     assert seen == [tmp_path / "samples/validation"]
-    assert chosen.bases == ("average", "task-arithmetic:lambda=0.4", "ties:lambda=1:density=0.5")
+    assert chosen.bases == ("average", "task-arithmetic:lambda=0.4", "ties:lambda=1:density=0.2")
 
 
 def test_a_cell_that_failed_leaves_nothing_behind(bench, tmp_path):
