@@ -27,7 +27,6 @@ from momacli.merging.learned import OnSamples
 from momacli.merging.prepare import Merging
 from momacli.merging.ranks import Ranks
 from momacli.merging.sample_record import SampleRecord
-from momacli.methods._catalog import option_flag
 from momacli.methods._streaming import StreamedMerge
 from momacli.models.classification import Classifier
 from momacli.models.families import open_classifier
@@ -62,7 +61,6 @@ class Learning:
         """
         work, inputs = merging.work, merging.inputs
         assert isinstance(work, OnSamples)
-        _check_ranges(work)
         if Ranks.here().count > 1:
             raise UsageError(f"method {work.method.name} runs in one process, without torchrun")
         headless = [expert.name for expert in inputs.experts if not expert.heads]
@@ -211,24 +209,6 @@ def _on(device: torch.device, work: OnSamples) -> OnSamples:
     size = sum(spec.elements for spec in work.plan.merged)
     chosen = choose_precision(work.options.get("precision", "auto"), device, size)
     return replace(work, options={**work.options, "precision": chosen})
-
-
-_LEAST = {"steps": 0, "mask_steps": 0, "batch_size": 1}
-_POSITIVE = ("rate", "mask_rate", "base_rate", "temperature", "floor")
-
-
-def _check_ranges(work: OnSamples) -> None:
-    """Refuse numbers that nothing can be computed with. Raises UsageError with all of them."""
-    wrong = []
-    for key, value in work.options.items():
-        if key in _LEAST and value < _LEAST[key]:
-            wrong.append(f"{option_flag(key)}: expected at least {_LEAST[key]}, found {value}")
-        if key in _POSITIVE and value <= 0:
-            wrong.append(f"{option_flag(key)}: expected more than 0, found {value:g}")
-        if key == "alpha" and not 0 <= value <= 1:
-            wrong.append(f"{option_flag(key)}: expected 0 to 1, found {value:g}")
-    if wrong:
-        raise UsageError(f"method {work.method.name} cannot work with these", details=wrong)
 
 
 def _head_reader(expert: Expert) -> Callable[[str], Tensor]:

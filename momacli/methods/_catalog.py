@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
 from momacli.errors import UsageError
+from momacli.methods._ranges import check_ranges
 
 RESERVED = frozenset({"weights", "base", "draws", "statistic", "name"})
 """Parameters the engine fills in; all others are options of the user."""
@@ -62,10 +63,12 @@ class Method:
                 f"method {self.name} has no option {', '.join(map(option_flag, unknown))}",
                 hint=f"did you mean {option_flag(near[0])}?" if near else hint,
             )
-        return {
+        converted = {
             key: convert_option(f"{option_flag(key)} of {self.name}", known[key], value)
             for key, value in options.items()
         }
+        check_ranges(self.name, converted, {key: option_flag(key) for key in converted})
+        return converted
 
 
 def check_count(method: Method, experts: int) -> None:
