@@ -53,7 +53,8 @@ def align(arguments: argparse.Namespace) -> None:
     print(f"{'':44} {'CPU s/step':>10} {'x plain':>8} {'own GB':>8} {'x encoder':>9}")
     for size, tasks, batch in ALIGNMENTS:
         floor = None
-        for kind, count in (("plain", tasks), ("moma", tasks), ("moma", 2), ("naive", tasks)):
+        kinds = (("plain", tasks), ("moma-float32", tasks), ("moma", tasks), ("moma", 2))
+        for kind, count in (*kinds, ("naive", tasks)):
             each = batch * tasks // count  # two tasks get as many samples in all
             cost, found = measured_step("align_step", kind, size, count, each, arguments.steps)
             seconds = found["seconds"]

@@ -1,10 +1,14 @@
 """One kind of optimization step of one encoder, measured in a process of its own.
 
-    plain   a supervised training step of the encoder on the samples of all tasks: the floor
-    moma    a step of moma's alignment, mask and transforms
-    naive   a teacher and a student forward per task, autograd through theta_0 + sigma(S) * tau
-    closed  no mask: all samples encoded once, transforms in closed form; seconds and the share
-            of the algebra in them
+    plain         a supervised training step of the encoder on the samples of all tasks, in
+                  float32: the floor
+    moma          a step of moma's alignment, mask and transforms, in the precision that fits the
+                  processor
+    moma-float32  the same in float32
+    naive         a teacher and a student forward per task, autograd through
+                  theta_0 + sigma(S) * tau
+    closed        no mask: all samples encoded once, transforms in closed form; seconds and the
+                  share of the algebra in them
 
 Writes JSON: processor seconds a step (of `closed`, in all), and the encoder's bytes.
 """
@@ -13,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,7 @@ from torch import Tensor, nn
 
 from momacli.alignment.encoding import TaskData, encode_all
 from momacli.alignment.fit import fit_alignment
-from momacli.alignment.settings import Settings
+from momacli.alignment.settings import Precision, Settings
 from momacli.features.families import FAMILIES, moments
 from momacli.models.interface import Head
 from momacli.progress import Progress
@@ -81,7 +86,9 @@ def plain(network: Network, tasks: list[TaskData], steps: int) -> float:
     return seconds_a_step(step, steps)
 
 
-def moma(network: Network, tasks: list[TaskData], steps: int) -> float:
+def moma(
+    network: Network, tasks: list[TaskData], steps: int, precision: Precision = "auto"
+) -> float:
     """Run an alignment; time from the end of its first step to the end of its last."""
     base = {key: value.clone() for key, value in network.parameters.items()}
     for key, tau in task_vectors(network, 1).items():
@@ -92,7 +99,7 @@ def moma(network: Network, tasks: list[TaskData], steps: int) -> float:
         if isinstance(event, Progress) and event.stage == "aligning":
             times.append(time.process_time())
 
-    settings = Settings(steps=steps + 1, batch_size=tasks[0].count)
+    settings = Settings(steps=steps + 1, batch_size=tasks[0].count, precision=precision)
     fit_alignment(network, base.pop, tasks, settings, headroom=2.0, listener=listen)
     return (times[-1] - times[0]) / steps
 
@@ -141,10 +148,19 @@ def closed(network: Network, tasks: list[TaskData], _steps: int) -> tuple[float,
     return ended - started, (ended - encoded) / (ended - started)
 
 
+KINDS: dict[str, Callable[[Network, list[TaskData], int], Any]] = {
+    "plain": plain,
+    "moma": moma,
+    "moma-float32": partial(moma, precision="float32"),
+    "naive": naive,
+    "closed": closed,
+}
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=["plain", "moma", "naive", "closed"])
+    parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("--size", choices=sorted(SIZES), required=True)
     parser.add_argument("--tasks", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True, help="samples of each task")
@@ -153,10 +169,7 @@ def main() -> None:
     given = parser.parse_args()
     network = Network(given.size)
     tasks = samples(network, given.tasks, given.batch)
-    kinds: dict[str, Callable[[Network, list[TaskData], int], Any]] = {
-        "plain": plain, "moma": moma, "naive": naive, "closed": closed,
-    }  # fmt: skip
-    found = kinds[given.kind](network, tasks, given.steps)
+    found = KINDS[given.kind](network, tasks, given.steps)
     seconds, share = found if isinstance(found, tuple) else (found, None)
     content = {"seconds": seconds, "algebra": share, "encoder": network.nbytes}
     given.out.write_text(json.dumps(content), encoding="utf-8")
