@@ -109,10 +109,12 @@ def compare(
     paths = {item.name: item.path for item in inputs} | {"base": base_input.path}
     scoring = Scoring(held_out, options, tell)
     with alone_in(common.folder):
+        finished = Finished(common.folder / STATE, listener=tell)
+        finished.begin()
         making = Making(
             common=common,
             keys=Keys(common, paths, seen, held_out, options.evaluated),
-            finished=Finished(common.folder / STATE, listener=tell),
+            finished=finished,
             run=run,
             evaluate=scoring.of_model,
             keep_models=keep_models,

@@ -232,6 +232,19 @@ def test_a_stopped_run_keeps_its_rows_says_so_and_goes_on_from_them(counting):
     assert not report.failed
 
 
+def test_a_run_that_is_stopped_before_its_first_row_is_gone_on_with(counting, monkeypatch):
+    def stopped(*_args, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("momacli.compare.evaluate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compared("average", run=counting())
+    Path("comparison/models/left").mkdir(parents=True)
+
+    assert not compared("average", run=counting()).failed
+
+
 def test_a_method_that_fails_is_a_row_with_its_error_and_is_tried_again(counting):
     error = ConflictError("it does not fit", details=["w: shape"])
 

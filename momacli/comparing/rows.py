@@ -57,6 +57,11 @@ class Finished:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             listener(Notice(f"{path} is damaged, or of another version; all rows are made anew"))
 
+    def begin(self) -> None:
+        """Put the file there, so that the folder is known for a comparison's from the start."""
+        if not self.path.exists():
+            self._write()
+
     def get(self, key: str) -> Row | None:
         """The row of this key, if it is finished."""
         return self._rows.get(key)
@@ -64,6 +69,9 @@ class Finished:
     def put(self, key: str, row: Row) -> None:
         """Keep a row. Raises OutputError."""
         self._rows[key] = row
+        self._write()
+
+    def _write(self) -> None:
         rows = {key: asdict(row) for key, row in self._rows.items()}
         text = json.dumps({"format": _FORMAT, "rows": rows}, indent=1) + "\n"
         with staged_file(self.path) as staged:
