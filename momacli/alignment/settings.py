@@ -11,7 +11,7 @@ with the closed form alone 1.70 and 82.4):
                        Cayley, Adam 0.01    0.093  95.2   no option: no better, and has a rate
                        e^S, Adam 0.01       0.104  95.0   no option
     encoder's steps    float32              0.101  95.3
-                       bfloat16             0.101  95.3   an option; the default on a GPU
+                       bfloat16             0.101  95.3   an option; the default where it is fast
 
 300 steps of 16 samples a task, one seed; accuracies within half a point are alike.
 """
