@@ -73,7 +73,7 @@ def fit_alignment(
     before = merged_features(encoder, tasks, listener, ranks)
     check_finite(before, tasks)
     family = "orthogonal" if settings.transform == "penalty" else settings.transform
-    full = _moments(before, tasks)
+    full = _moments(before, tasks, settings)
     closed = FAMILIES[family](full).float()
     identity = torch.eye(closed.shape[-1], device=closed.device).expand_as(closed)
     raw = _objectives(objective, before, identity, tasks)
@@ -145,7 +145,7 @@ def _maker(
     if settings.early_stop:
         tasks, held, numbers = hold_back(tasks, settings.seed)
         before = [z_m[those] for z_m, those in zip(before, numbers, strict=True)]
-    seen = _moments(before, tasks)
+    seen = _moments(before, tasks, settings)
 
     def make(size: int) -> Descent:
         transforms = _transforms(settings, seen)
@@ -200,10 +200,17 @@ def _objectives(
     )
 
 
-def _moments(merged: Sequence[Tensor], tasks: Sequence[TaskData]) -> Moments:
+def _moments(merged: Sequence[Tensor], tasks: Sequence[TaskData], settings: Settings) -> Moments:
     """Return the moments of all samples of each task."""
-    each = [moments(z_m, task.finetuned) for z_m, task in zip(merged, tasks, strict=True)]
-    return Moments(torch.cat([one.cross for one in each]), torch.cat([one.gram for one in each]))
+    each = [
+        moments(z_m, task.finetuned, prior=settings.prior)
+        for z_m, task in zip(merged, tasks, strict=True)
+    ]
+    return Moments(
+        torch.cat([one.cross for one in each]),
+        torch.cat([one.gram for one in each]),
+        torch.cat([one.prior for one in each]),
+    )
 
 
 def _transforms(settings: Settings, full: Moments) -> Transforms:
@@ -212,7 +219,7 @@ def _transforms(settings: Settings, full: Moments) -> Transforms:
         start = eye.expand(full.cross.shape)
         return PenalisedMatrices(start, rate=settings.transform_rate, alpha=settings.alpha)
     return RunningSolution(
-        Moments(full.cross.clone(), full.gram.clone()),
+        Moments(full.cross.clone(), full.gram.clone(), full.prior),
         family=settings.transform,
         memory=settings.memory,
         solve_every=settings.solve_every,
@@ -234,7 +241,7 @@ def _best_transforms(
         if not settings.project:
             return found
         family, found = "orthogonal", polar_factor(found)
-    anew = FAMILIES[family](_moments(merged, tasks)).float()
+    anew = FAMILIES[family](_moments(merged, tasks, settings)).float()
     candidates = torch.stack([found, anew])
     scores = torch.stack([_objectives(objective, merged, A, tasks) for A in candidates])
     best = scores.argmin(dim=0)

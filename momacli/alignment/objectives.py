@@ -16,10 +16,25 @@ Objective = Callable[[Tensor, Tensor, Head], Tensor]
 
 
 def objective_called(name: str) -> Objective:
-    """Return "logits" or "features", as settings name them."""
+    """Return "both", "logits" or "features", as settings name them."""
+    if name == "both":
+        return answers_and_features
     if name == "logits":
         return logit_divergence
     return lambda aligned, finetuned, _head: feature_distance(aligned, finetuned)
+
+
+def answers_and_features(
+    aligned: Float[Tensor, "n d"], finetuned: Float[Tensor, "n d"], head: Head
+) -> Float[Tensor, ""]:
+    """Return the KL of answers + E|A z_m - z_t|_2 / sqrt(E|z_t|^2).
+
+    Answers are what counts, but a sample's are few numbers, soon learned by heart where samples
+    are few; its features are many more.
+    """
+    length = finetuned.square().sum(dim=1).mean().sqrt()
+    far = feature_distance(aligned, finetuned) / length.clamp(min=1e-12)
+    return logit_divergence(aligned, finetuned, head) + far
 
 
 def feature_distance(

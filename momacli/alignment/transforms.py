@@ -44,7 +44,7 @@ class RunningSolution:
     """
 
     def __init__(self, start: Moments, *, family: str, memory: float, solve_every: int):
-        """Begin with the moments of all samples; `memory` is their decay a step."""
+        """Begin with the moments of all samples; they decay by `memory` a step, the prior stays."""
         self._moments = start
         self._solve = FAMILIES[family]
         self._memory = memory

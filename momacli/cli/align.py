@@ -62,7 +62,7 @@ def align(
         str | None,
         typer.Option(
             metavar="moma|paper",
-            help="moma: exactly orthogonal, logits, a mask with headroom (default). paper: soft "
+            help="moma: exactly orthogonal, a mask with headroom (default). paper: soft "
             "penalty, features, a mask that only shrinks.",
         ),
     ] = None,
@@ -81,9 +81,19 @@ def align(
             "the paper's soft constraint.",
         ),
     ] = None,
+    prior: Annotated[
+        float | None,
+        typer.Option(
+            help="Of how many more samples along each axis it counts that features stay as they "
+            "are; default 30. Keeps few samples from turning what they do not show."
+        ),
+    ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(metavar="logits|features", help="What has to agree with the experts."),
+        typer.Option(
+            metavar="both|logits|features",
+            help="What has to agree with the experts; default both.",
+        ),
     ] = None,
     steps: Annotated[
         int | None,
@@ -217,6 +227,7 @@ def align(
     given = {
         "mask": mask,
         "transform": transform,
+        "prior": prior,
         "objective": objective,
         "steps": steps,
         "batch_size": _batch_size(batch_size),

@@ -62,7 +62,8 @@ def _table(report: "AlignReport") -> "Table":
     """A row a task; how orthogonal the transforms are where there are any."""
     from momacli.cli.console import Table
 
-    header = ["task", "samples", report.objective, "cosine", "coefficient", "|AᵀA-I|", "Δlogit"]
+    objective = "objective" if report.objective == "both" else report.objective
+    header = ["task", "samples", objective, "cosine", "coefficient", "|AᵀA-I|", "Δlogit"]
     rows = [
         [
             task,

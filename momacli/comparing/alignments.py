@@ -38,6 +38,7 @@ ALIGNMENTS: Mapping[str, Alignment] = {
 
 _KINDS: Mapping[str, type] = {
     "transform": str,
+    "prior": float,
     "objective": str,
     "steps": int,
     "batch-size": int,

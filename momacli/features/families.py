@@ -5,7 +5,7 @@
     affine      none                A = A_lin + (C' - A_lin G') (G' + ridge I)^-1, b = the rest
     linear      b = 0               A = sQ + (C - sQ G) (G + ridge I)^-1
     invertible  b = 0, det A != 0   the linear one, its condition number cut
-    similarity  A^T A = s^2 I       A = s Q, s = tr(S) / tr(G)
+    similarity  A^T A = s^2 I       A = s Q, s = tr(Q^T C) / tr(G)
     orthogonal  A^T A = I           A = Q = U V^T                    (Schönemann 1966)
     scaling     A diagonal          a_j = C_jj / G_jj
 where C = E[z_t z_m^T] = U S V^T and G = E[z_m z_m^T]; C' and G' are those of centred features.
@@ -13,6 +13,9 @@ where C = E[z_t z_m^T] = U S V^T and G = E[z_m z_m^T]; C' and G' are those of ce
 The ridge draws towards the next smaller family: what the samples leave open stays as rigid as
 it was, and on the samples that are fitted affine <= linear <= similarity <= orthogonal holds for
 the squared distance exactly. Table 1 writes A^T A = sI for similarities, with s^2 here.
+
+Samples say nothing of directions that they do not span, where the polar factor of C is any
+rotation. A prior, by default none, draws Q to the identity: it is the polar factor of C + pI.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,23 +43,33 @@ class Moments:
 
     cross: Float[Tensor, "T d d"]  # C = E[z_t z_m^T]
     gram: Float[Tensor, "T d d"]  # G = E[z_m z_m^T]
+    prior: Float[Tensor, " T"]  # p, what the identity weighs beside C
 
 
-def moments(merged: Float[Tensor, "n d"], finetuned: Float[Tensor, "n d"]) -> Moments:
-    """Return the moments of one pair of feature sets, T = 1."""
+def moments(
+    merged: Float[Tensor, "n d"], finetuned: Float[Tensor, "n d"], *, prior: float = 0.0
+) -> Moments:
+    """Return the moments of one pair of feature sets, T = 1.
+
+    prior: of how many more samples the identity is worth along each axis: samples as long as
+        z_m is along an axis in the mean, which are to stay as they are.
+    """
     z_m, z_t = merged.double(), finetuned.double()
-    return Moments((z_t.mT @ z_m)[None] / len(z_m), (z_m.mT @ z_m)[None] / len(z_m))
+    cross, gram = (z_t.mT @ z_m)[None] / len(z_m), (z_m.mT @ z_m)[None] / len(z_m)
+    size = gram.diagonal(dim1=1, dim2=2).mean(dim=1)
+    return Moments(cross, gram, prior * size / len(z_m))
 
 
 def orthogonal(given: Moments) -> Float[Tensor, "T d d"]:
     """Return the best orthogonal matrix; its determinant may be -1."""
-    return polar_factor(given.cross)
+    eye = torch.eye(given.cross.shape[-1], dtype=given.cross.dtype, device=given.cross.device)
+    return polar_factor(given.cross + given.prior[:, None, None] * eye)
 
 
 def similarity(given: Moments) -> Float[Tensor, "T d d"]:
     """Return the best orthogonal matrix times a positive number."""
-    q = polar_factor(given.cross)
-    fitted = (q * given.cross).sum(dim=(1, 2))  # tr(Q^T C) = tr(S)
+    q = orthogonal(given)
+    fitted = (q * given.cross).sum(dim=(1, 2))  # tr(Q^T C)
     size = given.gram.diagonal(dim1=1, dim2=2).sum(dim=1)
     scale = torch.where(size > 0, fitted / size.clamp(min=1e-300), 1.0)
     return scale[:, None, None] * q

@@ -11,7 +11,7 @@ from momacli.alignment.settings import Settings
 from momacli.errors import DataError
 from momacli.progress import Notice, Progress
 
-SETTINGS = Settings(steps=300, batch_size=4, mask_rate=0.5, early_stop=True)
+SETTINGS = Settings(steps=400, batch_size=4, mask_rate=0.5, early_stop=True)
 
 
 def problem():

@@ -56,7 +56,7 @@ def problem():
     return make
 
 
-@pytest.mark.parametrize("objective", ["logits", "features"])
+@pytest.mark.parametrize("objective", ["both", "logits", "features"])
 def test_mask_and_transforms_together_fit_better_than_transforms_alone(problem, objective):
     settings = Settings(steps=60, objective=objective)
     alone = fit_alignment(*problem(), replace(settings, mask="none"), headroom=1.0)
@@ -92,13 +92,40 @@ def test_the_encoder_is_left_with_the_masked_weights(problem):
 def test_without_a_mask_the_weights_stay_and_the_closed_form_is_exact(problem):
     encoder, read_base, tasks = problem()
     merged = {name: value.detach().clone() for name, value in encoder.parameters.items()}
-    fitted = fit_alignment(encoder, read_base, tasks, Settings(mask="none"), headroom=1.0)
+    settings = Settings(mask="none", prior=0.0)
+    fitted = fit_alignment(encoder, read_base, tasks, settings, headroom=1.0)
 
     assert fitted.masks == {}
     assert fitted.steps == 0
     assert all(torch.equal(value, merged[name]) for name, value in encoder.parameters.items())
     u, _, vh = torch.linalg.svd(tasks[0].finetuned.mT @ fitted.features_before[0])
     torch.testing.assert_close(fitted.transforms[0], u @ vh, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mask", ["element", "none"])
+def test_a_prior_worth_more_than_all_samples_keeps_features_as_they_are(problem, mask):
+    settings = Settings(steps=20, mask=mask, prior=1e9)
+
+    fitted = fit_alignment(*problem(), settings, headroom=2.0)
+
+    torch.testing.assert_close(fitted.transforms, torch.eye(8).expand(2, 8, 8), atol=1e-5, rtol=0)
+
+
+def test_of_few_samples_a_prior_finds_what_holds_for_others(problem):
+    encoder, read_base, tasks = problem()
+    few = torch.arange(4)
+    shown = [replace(task, count=4, finetuned=task.finetuned[few]) for task in tasks]
+    merged = encode_all(encoder, tasks, "all")
+
+    def error(prior):
+        settings = Settings(mask="none", prior=prior)
+        found = fit_alignment(encoder, read_base, shown, settings, headroom=1.0)
+        pairs = zip(merged, found.transforms, tasks, strict=True)
+        return sum(
+            float((z_m[4:] @ A.mT - task.finetuned[4:]).square().sum()) for z_m, A, task in pairs
+        )
+
+    assert error(Settings().prior) < error(1e9) < error(0.0)
 
 
 def test_the_objective_never_ends_above_its_start_even_with_an_absurd_rate(problem):
@@ -215,6 +242,9 @@ def test_features_that_are_not_finite_are_refused_before_any_step(problem):
         {"headroom": 1.0},
         {"mask": "rows"},
         {"precision": "half"},
+        {"objective": "answers"},
+        {"prior": -1.0},
+        {"prior": float("nan")},
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong):

@@ -5,8 +5,11 @@
     cayley, exp       A_t = R(S) A_0 with skew S learned by Adam, R(S) = (I - S/2)^-1 (I + S/2)
                       or e^S, instead of the closed form
     bfloat16          the encoder's arithmetic of the steps in half precision
+    logits, features  one part of the objective instead of both
+    no prior          rotations of what the samples show alone
     paper             the paper's recipe
 
+With --samples it learns from fewer samples of each task than there are.
 Prints the objective on the unlabeled samples, summed over tasks, the accuracy on others, and
 processor seconds of the whole command.
 """
@@ -27,6 +30,8 @@ from torch import Tensor, nn
 from momacli.align import align
 from momacli.alignment.mask import MaskedEncoder
 from momacli.alignment.settings import Settings, paper
+from momacli.data.reading import Reading
+from momacli.data.sampling import Sampling
 from momacli.evaluate import evaluate
 from momacli.features.families import FAMILIES, Moments
 
@@ -117,6 +122,9 @@ def choices(steps: int) -> dict[str, tuple[Settings, AbstractContextManager[Any]
         "cayley": (plain, _learned(cayley)),
         "exp": (plain, _learned(torch.linalg.matrix_exp)),
         "bfloat16": (replace(plain, precision="bfloat16"), nullcontext()),
+        "logits": (replace(plain, objective="logits"), nullcontext()),
+        "features": (replace(plain, objective="features"), nullcontext()),
+        "no prior": (replace(plain, prior=0.0), nullcontext()),
         "paper": (paper(plain), nullcontext()),
     }
 
@@ -126,6 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--demo", type=Path, required=True, help="the folder of `moma demo`")
     parser.add_argument("--only", nargs="+", help="some of the choices, by name")
     parser.add_argument("--steps", type=int, default=Settings().steps)
+    parser.add_argument("--samples", type=int, help="of each task; default all there are")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -138,6 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             output, began = Path(folder) / "aligned", time.process_time()
             keywords = {"data": demo / "unlabeled", "settings": settings, "device": "cpu"}
+            keywords |= {"reading": Reading(Sampling(arguments.samples))}
             with in_force:
                 report = align(demo / "merged", output=output, checkpoint_every=0, **keywords)
             seconds = time.process_time() - began

@@ -59,6 +59,41 @@ def test_the_orthogonal_family_is_procrustes(features):
     assert orthogonality_error(found) < 1e-10
 
 
+def test_a_prior_is_as_many_samples_along_each_axis_that_stay_as_they_are(features):
+    merged, finetuned = features[:, :3]
+    size = merged.square().mean().sqrt()
+    staying = (size * torch.eye(5, dtype=torch.float64)).repeat(7, 1)
+
+    found = orthogonal(moments(merged, finetuned, prior=7.0))[0]
+
+    shown = [torch.cat([one, staying]) for one in (merged, finetuned)]
+    torch.testing.assert_close(found, procrustes(*shown))
+
+
+def test_of_directions_without_samples_a_prior_leaves_each_as_it_is():
+    merged = torch.eye(6, dtype=torch.float64)[:2]
+    finetuned = merged.flip(0)  # the first two axes change places, of the others nothing is known
+
+    found = orthogonal(moments(merged, finetuned, prior=0.1))[0]
+
+    expected = torch.eye(6, dtype=torch.float64)
+    expected[:2] = expected[[1, 0]]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("family", ["orthogonal", "similarity"])
+def test_the_more_samples_the_less_a_prior_weighs(features, family):
+    distances = []
+    for copies in (1, 10, 100):
+        merged, finetuned = (one[:20].repeat(copies, 1) for one in features)
+        without, with_one = (
+            FAMILIES[family](moments(merged, finetuned, prior=prior))[0] for prior in (0.0, 30.0)
+        )
+        distances.append(float((without - with_one).norm()))
+
+    assert distances[0] > 3 * distances[1] > 9 * distances[2] > 0
+
+
 def test_the_linear_family_is_least_squares_up_to_its_ridge(features):
     merged, finetuned = features
     expected = np.linalg.lstsq(merged.numpy(), finetuned.numpy(), rcond=None)[0].T
