@@ -49,9 +49,9 @@ class Settings:
         55.9 and 67.0 without, 61.0 and 66.6 with 30.
     objective: "logits" is KL(fine-tuned || merged) through the frozen heads, "features" the
         paper's E|A z_m - z_t|_2, "both" the sum of the first and the second in units of the
-        features' length. With 100 steps of 8 on the image tasks, some 60 samples each and then all of
-        some 660: logits 52.4 and 54.9, both 53.8 and 55.2, features 53.6 and 54.9; with 50 steps
-        of 8 on the text tasks: 68.5, 69.8, 69.6 (the feature part three times as heavy 69.4).
+        features' length. With 100 steps of 8 on the image tasks, some 60 samples each and then
+        all of some 660: logits 52.4 and 54.9, both 53.8 and 55.2, features 53.6 and 54.9; with
+        50 steps of 8 on the text tasks: 68.5, 69.8, 69.6.
     headroom: theta = theta_0 + headroom * M * tau; "auto" lets the multi-task vector grow to
         the norm of the full sum of the task vectors; 1 is the paper's, which can only shrink it.
     start: initial value of S; "merged" starts at the merged model itself,

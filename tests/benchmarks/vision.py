@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=240, help="of fine-tuning")
     parser.add_argument("--batch-size", type=int, default=32, help="of fine-tuning")
     parser.add_argument("--rate", type=float, default=4e-4, help="learning rate of the encoder")
-    parser.add_argument("--unlabeled", type=int, default=400, help="images of each task, to align")
+    parser.add_argument("--unlabeled", type=int, default=2000, help="images of each, at most")
     parser.add_argument("--test", type=int, default=400, help="images of each task, to evaluate")
     parser.add_argument("--validation", type=int, default=100, help="images of each, to choose by")
     parser.add_argument("--align-steps", type=int, default=100)
