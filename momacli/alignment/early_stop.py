@@ -6,12 +6,12 @@ Measured on the five tasks of `moma demo`, the value on samples held back and th
 others, by steps:
 
     samples a task     25            50            100           200           300
-    450                0.96  90.3    0.84  92.0    0.67  93.3    0.46  94.4    0.47  95.0
-    45                 1.93  83.1    1.82  84.1    1.85  85.2    1.73  85.5    1.73  85.2
+    450                3.75  91.3    3.16  92.9    2.72  94.0    2.40  94.6    2.27  95.2
+    45                 4.19  87.0    3.72  88.4    3.37  89.4    3.18  90.0    3.15  90.1
 
 So further steps cost time, but no accuracy, even with few samples; and 300, the default, end
-where the value is flat (0.44 and 95.3 at 400). There is nothing to win by default, so the rule
-is off; it is for runs of many steps.
+where the value is nearly flat (2.21 and 95.2 at 400, 3.14 and 90.2 with 45 samples). There is
+nothing to win by default, so the rule is off; it is for runs of many steps.
 """
 
 from collections.abc import Mapping, Sequence
