@@ -57,15 +57,18 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back the signals that ask to end for the length of the block, then let them act."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def uninterrupted() -> Iterator[Callable[[], bool]]:
+    """Hold back the signals that ask to end for the length of the block, then let them act.
+
+    The block is given what tells whether one has come. If it ends by an error, they are gone.
+    """
     arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     previous = _handled_by(lambda number, _frame: arrived.append(number))
     try:
-        yield
+        yield lambda: bool(arrived)
     finally:
         _put_back(previous)
     for number in arrived:

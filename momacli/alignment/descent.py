@@ -6,8 +6,8 @@ needed here: their features come in ready made.
 """
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -72,20 +72,23 @@ class Descent:
             inputs = ahead(inputs)
         share = self.masked.masked_share()
         try:
-            while done < self.settings.steps and not (self.watch and self.watch.is_enough(done)):
-                values = self._step(inputs, done + 1)
-                done += 1
-                if done % _COUNTED == 0:
-                    share = self.masked.masked_share()
-                values |= {MASKED: share}
-                seen = (done - first) * self.samples
-                listener(Progress("aligning", done, self.settings.steps, "steps", values, seen))
-                if self.watch and done % EVERY == 0:
-                    self.watch.look(done)
-                if keeper and keeper.every and done % keeper.every == 0:
-                    keeper.save(done, self._state())
+            with self._stopping_together() as is_asked_to_end:
+                while not self._is_enough(done):
+                    values = self._step(inputs, done + 1)
+                    done += 1
+                    if done % _COUNTED == 0:
+                        share = self.masked.masked_share()
+                    values |= {MASKED: share}
+                    seen = (done - first) * self.samples
+                    listener(Progress("aligning", done, self.settings.steps, "steps", values, seen))
+                    if self.watch and done % EVERY == 0:
+                        self.watch.look(done)
+                    if keeper and keeper.every and done % keeper.every == 0:
+                        keeper.save(done, self._state())
+                    if any(self.ranks.all_of(is_asked_to_end())):
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
-            if keeper and self.ranks.count == 1:  # several are stopped at different steps
+            if keeper:
                 with uninterrupted():
                     keeper.save(self.masked.steps, self._state())
                 text = f"stopped after step {self.masked.steps}"
@@ -94,6 +97,14 @@ class Descent:
         finally:
             inputs.close()
         return (done - first) * self.samples
+
+    def _is_enough(self, done: int) -> bool:
+        """Whether no step is left to do, or none that would help."""
+        return done >= self.settings.steps or bool(self.watch and self.watch.is_enough(done))
+
+    def _stopping_together(self) -> AbstractContextManager[Callable[[], bool]]:
+        """Several processes stop after the same step, where their state is one; one at once."""
+        return uninterrupted() if self.ranks.count > 1 else nullcontext(lambda: False)
 
     def _picks(self, done: int) -> Iterator[list[Tensor]]:
         """Each step's samples of each task, without those of the steps done."""

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -22,6 +23,7 @@ from momacli.alignment.sharing import ALONE, part_of
 from momacli.errors import OutOfMemoryError
 from momacli.merging.ranks import Ranks
 from momacli.progress import Progress
+from momacli.signals import stopped_by_signals
 
 
 def problem():
@@ -103,6 +105,40 @@ def test_a_state_of_two_processes_is_taken_up_by_one(tmp_path):
     losses, expected, _ = fitted(settings)
 
     assert len(resumed) == 3
+    assert resumed[-1] == pytest.approx(losses[-1], rel=1e-3)
+    for name, values in masks.items():
+        torch.testing.assert_close(values, expected[name], atol=1e-3, rtol=1e-3)
+
+
+def test_processes_of_which_one_is_asked_to_end_stop_after_the_same_step(tmp_path):
+    settings = Settings(steps=12, batch_size=8)
+    keeper = Keeper(tmp_path / "state", "key", every=0)
+
+    def work(ranks):
+        def signalled(network):
+            inner, seen = network.features, []
+
+            def features(batch):
+                seen.append(batch)
+                if ranks.number == 1 and torch.is_grad_enabled() and len(seen) >= 5:
+                    signal.raise_signal(signal.SIGTERM)
+                return inner(batch)
+
+            network.features = features
+            return network
+
+        own = replace(keeper, writes=ranks.number == 0)
+        with stopped_by_signals(), pytest.raises(KeyboardInterrupt):
+            fitted(settings, ranks, own, encoder=signalled)
+        return ranks.number
+
+    in_two_processes(work, tmp_path)
+    step, _ = keeper.load()
+    resumed, masks, _ = fitted(settings, keeper=keeper)
+    losses, expected, _ = fitted(settings)
+
+    assert 0 < step < 12
+    assert len(resumed) == 12 - step
     assert resumed[-1] == pytest.approx(losses[-1], rel=1e-3)
     for name, values in masks.items():
         torch.testing.assert_close(values, expected[name], atol=1e-3, rtol=1e-3)
