@@ -54,6 +54,14 @@ class Sink(Protocol):
         ...
 
 
+class Draft(Sink, Protocol):
+    """A sink whose values can be replaced until it is finished."""
+
+    def replace(self, name: str, start: int, values: "Tensor | Array") -> None:
+        """Take values of an encoder tensor in the place of those from element `start` on."""
+        ...
+
+
 class MultiTaskWriter:
     """An open output; encoder tensors are written once, head tensors once for their task."""
 
@@ -70,6 +78,10 @@ class MultiTaskWriter:
     def append(self, name: str, values: "Tensor | Array") -> None:
         """Append values to an encoder tensor."""
         self._encoder.append(name, values)
+
+    def replace(self, name: str, start: int, values: "Tensor | Array") -> None:
+        """Put values in the place of appended ones, from element `start` of a tensor on."""
+        self._encoder.replace(name, start, values)
 
     def append_head(self, task: str, name: str, values: "Tensor | Array") -> None:
         """Append values to a head tensor of one task, by the tensor's own name."""

@@ -38,6 +38,10 @@ class ShardedWriter:
         """Append values to a tensor, as a CheckpointWriter does."""
         self._writers[name].append(name, values)
 
+    def replace(self, name: str, start: int, values: "Tensor | Array") -> None:
+        """Put values in the place of appended ones, as a CheckpointWriter does."""
+        self._writers[name].replace(name, start, values)
+
     def files(self) -> list[Path]:
         """Where the files are, while they are being written."""
         return list(dict.fromkeys(writer.path for writer in self._writers.values()))

@@ -94,6 +94,16 @@ class CheckpointWriter:
         self._write(buffer, self._next[name])
         self._next[name] += len(buffer)
 
+    def replace(self, name: str, start: int, values: "Tensor | Array") -> None:
+        """Put values in the place of appended ones, from element `start` of tensor `name` on."""
+        spec = self._specs[name]
+        buffer = as_bytes(name, spec.dtype, values)
+        place, rest = divmod(start * DTYPE_BITS[spec.dtype], 8)
+        place += self._stop[name] - spec.nbytes
+        if start < 0 or rest or place + len(buffer) > self._next[name]:
+            raise ValueError(f"{name}: nothing was written there")
+        self._write(buffer, place)
+
     def replace_metadata(self, metadata: Mapping[str, str]) -> None:
         """Replace these values of the metadata, by ones whose encoding has the same length."""
         header = _header(list(self._specs.values()), self._metadata | dict(metadata))

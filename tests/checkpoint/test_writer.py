@@ -136,6 +136,27 @@ def test_views_that_are_not_laid_out_in_order_are_written_in_order(tmp_path: Pat
     assert loaded["grad"].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("code", ["F32", "BF16", "F8_E4M3"])
+def test_appended_values_can_be_replaced_in_their_places_only(tmp_path: Path, code: str):
+    kind = torch_dtype(code, "a")
+    with CheckpointWriter(
+        tmp_path / "m", [TensorSpec(name, code, (2, 3)) for name in "abc"], {}
+    ) as writer:
+        for name in "abc":
+            writer.append(name, torch.full((4,), 1.0).to(kind))
+        writer.replace("b", 1, torch.tensor([7.0, 8.0]).to(kind))
+        for start, count in ((3, 2), (4, 1), (-1, 1)):
+            with pytest.raises(ValueError, match="b: nothing was written there"):
+                writer.replace("b", start, torch.zeros(count).to(kind))
+        for name in "abc":
+            writer.append(name, torch.full((2,), 2.0).to(kind))
+
+    loaded = load_file(tmp_path / "m")
+    found = {name: value.float().reshape(-1).tolist() for name, value in loaded.items()}
+    assert found["b"] == [1, 7, 8, 1, 2, 2]
+    assert found["a"] == found["c"] == [1, 1, 1, 1, 2, 2]
+
+
 def test_a_large_write_is_made_of_several_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(writer_module, "_PART", 7)
 
