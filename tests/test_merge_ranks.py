@@ -46,6 +46,24 @@ def test_two_processes_write_the_bytes_of_one(tmp_path: Path):
 
 
 @pytest.mark.long
+def test_what_cancels_in_the_share_of_one_process_is_settled_by_those_of_all(tmp_path: Path):
+    one = torch.randint(1, 5, (2, 700, 60), generator=torch.Generator().manual_seed(0)).float()
+    two = torch.where(torch.arange(60) % 5 > 0, one, -one)
+    for name, x in {"base": torch.zeros_like(one), "one": one, "two": two}.items():
+        layers = {"layers.0.w": x[0], "layers.1.w": -x[0], "layers.2.w": -x[1]}
+        save_file(layers, tmp_path / f"{name}.safetensors")
+    files = [str(path) for path in sorted(tmp_path.glob("*.safetensors"))]
+    merge = ["merge", *files, "--method", "ties", "--density", "1"]
+    assert run([*merge, "-o", str(tmp_path / "alone.safetensors")]) == 0
+
+    both = torchrun(*merge, "-o", "both.safetensors", folder=tmp_path)
+
+    assert both.returncode == 0, both.stderr
+    alone = (tmp_path / "alone.safetensors").read_bytes()
+    assert (tmp_path / "both.safetensors").read_bytes() == alone
+
+
+@pytest.mark.long
 def test_two_processes_write_the_folders_of_one(vit_folders: Path, tmp_path: Path):
     experts = [str(path) for path in sorted(vit_folders.iterdir()) if path.name != "base"]
     merge = ["merge", *experts, "--base", str(vit_folders / "base"), "--method", "ties"]

@@ -68,6 +68,7 @@ def elected(
     """Return Phi(tau_t): the large entries of each task vector that have the elected sign."""
     trimmed = np.where(np.abs(task_vectors) >= statistic.thresholds[:, None], task_vectors, 0)
     sign = np.sign(trimmed.sum(axis=0))
+    statistic.tally.add(int(np.count_nonzero(sign > 0)) - int(np.count_nonzero(sign < 0)))
     cancelled = (sign == 0) & trimmed.any(axis=0)
     if cancelled.any():
         sign[cancelled] = statistic.majority

@@ -5,7 +5,7 @@ again; they are small enough that what is computed of one stays in the processor
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -237,6 +237,11 @@ def bytes_to_read(plan: MergePlan) -> dict[str, int]:
     """Bytes of each tensor to be merged, in the base and all experts together."""
     tables = [checkpoint.entries for checkpoint in plan.checkpoints]
     return {spec.name: sum(table[spec.name].nbytes for table in tables) for spec in plan.merged}
+
+
+def bytes_of(table: Mapping[str, int], span: Span) -> float:
+    """The share of a span in the bytes of whole tensors."""
+    return table[span.spec.name] * span.length / span.spec.elements
 
 
 def rounded(values: Array, spec: TensorSpec) -> Array:

@@ -33,6 +33,12 @@ def spans(specs: Iterable[TensorSpec], size: int | None) -> list[Span]:
     return found
 
 
+def pieces(whole: Span, size: int) -> list[Span]:
+    """Split a span in spans of at most `size` elements."""
+    ranges = iterate_blocks(whole.length, size)
+    return [Span(whole.spec, whole.start + a, whole.start + b) for a, b in ranges]
+
+
 def evenly_spread(specs: Sequence[TensorSpec]) -> list[Span]:
     """Runs of elements at equal distances, about half a million in all; none of a small model."""
     stride = sum(spec.elements for spec in specs) // _RUNS

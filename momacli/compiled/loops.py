@@ -33,10 +33,11 @@ def _compiled(loop: _Loop) -> _Loop:
 @_compiled
 def elect_and_merge(
     taus: Array, thresholds: Array, weights: Array, majority: int, aggregate: int, merged: Array
-) -> bool:
+) -> tuple[bool, int]:
     """Trim, elect signs and merge, as TIES does; aggregate: 0 the sum, 1 the mean, 2 weighted.
 
-    Returns whether in some entry what is left cancels out, so that the majority matters.
+    Returns whether in some entry what is left cancels out, so that the majority matters, and
+    the balance of signs.
     """
     T, n = taus.shape
     kind = taus.dtype.type
@@ -46,7 +47,7 @@ def elect_and_merge(
     negative = np.empty(_BLOCK, taus.dtype)
     positives = np.empty(_BLOCK, taus.dtype)  # how many there are, or their weights
     negatives = np.empty(_BLOCK, taus.dtype)
-    cancelled = 0
+    cancelled = balance = 0
     for start in range(0, n, _BLOCK):
         size = min(_BLOCK, n - start)
         for sums in (total, positive, negative, positives, negatives):
@@ -61,15 +62,20 @@ def elect_and_merge(
                 negative[i] += left if left < zero else zero
                 positives[i] += share if left > zero else zero
                 negatives[i] += share if left < zero else zero
+        zeros, signs = np.int32(0), np.int32(0)  # sums of 64 bits would take longer
         for i in range(size):
-            cancelled += (total[i] == zero) & (positive[i] > zero)
+            zeros = np.int32(zeros + np.int32((total[i] == zero) & (positive[i] > zero)))
+            sign = np.int32(total[i] > zero) - np.int32(total[i] < zero)
+            signs = np.int32(signs + np.int32(sign))
+        cancelled += zeros
+        balance += signs
         out = merged[start : start + size]
         for i in range(size):
-            sign = kind(majority) if total[i] == zero else total[i]
-            count = positives[i] if sign > zero else negatives[i]
+            elected = kind(majority) if total[i] == zero else total[i]
+            count = positives[i] if elected > zero else negatives[i]
             divisor = one if aggregate == 0 or count == zero else count
-            out[i] = (positive[i] if sign > zero else negative[i]) / divisor
-    return cancelled > 0
+            out[i] = (positive[i] if elected > zero else negative[i]) / divisor
+    return cancelled > 0, balance
 
 
 @_compiled
@@ -86,8 +92,11 @@ def balance_of_signs(taus: Array, thresholds: Array, weights: Array) -> int:
             row, threshold, weight = taus[t, start : start + size], thresholds[t], weights[t]
             for i in range(size):
                 total[i] += weight * row[i] if abs(row[i]) >= threshold else zero
+        signs = np.int32(0)
         for i in range(size):
-            balance += np.int64(total[i] > zero) - np.int64(total[i] < zero)
+            sign = np.int32(total[i] > zero) - np.int32(total[i] < zero)
+            signs = np.int32(signs + np.int32(sign))
+        balance += signs
     return balance
 
 
@@ -98,25 +107,32 @@ def count_patterns(values: Array, low: int, width: int, shift: int, bins: Array)
     values: float32 numbers, as int32.
     """
     above = 0
-    inside = np.empty(_BLOCK, np.uint8)
+    inside = np.zeros(_BLOCK, np.uint8)
     eights = inside.view(np.uint64)  # few have anything inside: the others are passed over
+    chosen = np.empty(len(eights), np.int64)
+    found = np.empty(_BLOCK, np.int64)
     first, limit, magnitude = np.int32(low), np.int32(min(width, _LARGEST)), np.int32(_LARGEST)
     for start in range(0, values.shape[0], _BLOCK):
         row = values[start : start + _BLOCK]
         size = row.shape[0]
-        beyond = np.int32(0)
+        inside[size:] = 0
+        beyond = np.int32(0)  # a sum of 64 bits would take longer
         for i in range(size):
-            beyond += np.int32(np.int32(row[i] & magnitude) - first >= limit)
+            place = np.int32(np.int32(row[i] & magnitude) - first)
+            beyond = np.int32(beyond + np.int32(place >= limit))
+            inside[i] = np.uint32(place) < np.uint32(limit)  # below `first`, it is large
         above += beyond
-        inside[:] = 0
-        for i in range(size):
-            place = np.int32(row[i] & magnitude) - first
-            inside[i] = (place >= 0) & (place < limit)
+        some = 0  # what follows has no branches, which the processor would often guess wrong
         for eight in range(len(eights)):
-            if eights[eight]:
-                for i in range(8 * eight, 8 * eight + 8):
-                    if inside[i]:
-                        bins[(np.int32(row[i] & magnitude) - first) >> shift] += 1
+            chosen[some] = 8 * eight
+            some += eights[eight] != 0
+        count = 0
+        for k in range(some):
+            for i in range(chosen[k], chosen[k] + 8):
+                found[count] = i
+                count += inside[i]
+        for k in range(count):
+            bins[(np.int32(row[found[k]] & magnitude) - first) >> shift] += 1
     return above
 
 

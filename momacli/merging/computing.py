@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from momacli.checkpoint.blocks import read_head
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.joined_writer import JoinedWriter
-from momacli.checkpoint.multitask_writer import Sink
+from momacli.checkpoint.multitask_writer import Draft, Sink
 from momacli.checkpoint.writer import TensorSpec
 from momacli.merging.prepare import Merging
 from momacli.progress import Listener, Notice
@@ -17,6 +17,21 @@ def compute(merging: Merging, sink: Sink, listener: Listener) -> int:
     seen = Suspicion(len(merging.work.plan.experts))
     changed = compute_merged(merging, sink, listener, seen)
     hand_over_the_rest(merging, sink)
+    say_what_was_seen(merging, seen, listener)
+    return changed
+
+
+def compute_draft(merging: Merging, draft: Draft, listener: Listener) -> int:
+    """The same for a sink whose values can be replaced, which may save a pass over the inputs."""
+    seen = Suspicion(len(merging.work.plan.experts))
+    changed = 0
+    for part in merging.work.draft(listener, seen):
+        if part.replaces is None:
+            draft.append(part.name, part.values)
+        else:
+            draft.replace(part.name, part.replaces, part.values)
+        changed += part.changed
+    hand_over_the_rest(merging, draft)
     say_what_was_seen(merging, seen, listener)
     return changed
 

@@ -14,7 +14,7 @@ from momacli.checkpoint.multitask_writer import (
 )
 from momacli.checkpoint.provenance import Recipe, record_input, relative_path
 from momacli.checkpoint.writer import TensorSpec
-from momacli.merging.computing import compute
+from momacli.merging.computing import compute_draft
 from momacli.merging.prepare import Merging
 from momacli.merging.ranks import Ranks
 from momacli.merging.report import MergeReport
@@ -73,7 +73,7 @@ class Job:
         else:
             with self._writer(as_folder) as writer:
                 if ranks.count == 1:
-                    changed = compute(self.merging, writer, listener)
+                    changed = compute_draft(self.merging, writer, listener)
                 else:
                     changed = lead(self.merging, ranks, writer, listener)
                 writer.finish(self.recipe(digests=True))

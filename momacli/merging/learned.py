@@ -117,6 +117,10 @@ class FoundMerge(OnSamples):
             read += table[spec.name] * span.length / spec.elements
             listener(Progress("writing", round(read), total, "bytes"))
 
+    def draft(self, listener: Listener, suspicion: Suspicion | None = None) -> Iterator[Part]:
+        """Round the tensors to the types that are written; none comes again."""
+        return self.parts(listener, suspicion)
+
 
 @dataclass(frozen=True)
 class CoefficientMerge(StreamedMerge):

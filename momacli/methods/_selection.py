@@ -32,11 +32,16 @@ _MARGIN = 0.01
 """Share of all entries that is counted on each side of where a sample puts the threshold."""
 
 
+def arrays_of(stacks: Stacks) -> Iterator[Float[np.ndarray, "T n"]]:
+    """Read the stacked task vectors as arrays of the type they are merged in."""
+    for block in stacks():
+        yield block if isinstance(block, np.ndarray) else as_array(block)
+
+
 def blocks_of(stacks: Stacks) -> Iterator[Float[np.ndarray, "T n"]]:
     """Read the stacked task vectors as arrays of float32."""
-    for block in stacks():
-        plain = block if isinstance(block, np.ndarray) else as_array(block)
-        yield plain.astype(np.float32, copy=False)
+    for block in arrays_of(stacks):
+        yield block.astype(np.float32, copy=False)
 
 
 def tensors_of(stacks: Stacks) -> "Iterator[Float[Tensor, 'T n']]":

@@ -5,7 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,18 +14,22 @@ from momacli.checkpoint.arrays import Array, as_array, as_tensor, converted, cou
 from momacli.checkpoint.blocks import (
     Block,
     block_size,
+    bytes_of,
     bytes_to_read,
     check_finite,
     piece_size,
     read_blocks,
     rounded,
 )
+from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import MergePlan
-from momacli.checkpoint.spans import Span, evenly_spread, spans
+from momacli.checkpoint.spans import Span, pieces, spans
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
 from momacli.methods._catalog import Method
 from momacli.methods._settings import TensorSettings
+from momacli.methods._stacks import StacksOfPlan
+from momacli.methods._tally import Guesses, tally_of
 from momacli.models.device import one_thread
 from momacli.progress import Listener, Progress
 from momacli.statistics.suspicion import Suspicion
@@ -53,7 +57,8 @@ class Part:
 
     name: str
     values: Array  # flat
-    changed: int  # how many differ from the base
+    changed: int  # how many differ from the base; of what comes again, how many more than before
+    replaces: int | None = None  # of what comes again, its first element in the tensor
 
 
 @dataclass(frozen=True)
@@ -116,17 +121,63 @@ class StreamedMerge:
 
         Raises ConflictError where an input or the result is not finite.
         """
-        wanted = self.plan.merged if share is None else share
-        table = bytes_to_read(self.plan)
         statistics = self.statistics(listener)
         if share is None:
-            for checkpoint in self.plan.checkpoints:
-                checkpoint.start_hash()
-        read, total = 0.0, sum(table[spec.name] for spec in wanted)
-        for span, part in self._parts(wanted, statistics, suspicion):
+            self._start_hashes()
+        wanted = self._spans(self.plan.merged if share is None else share, statistics)
+        for _, part in self._told("merging", listener, wanted, statistics, suspicion):
             yield part
-            read += table[part.name] * span.length / span.spec.elements
-            listener(Progress("merging", round(read), total, "bytes"))
+
+    def draft(self, listener: Listener, suspicion: Suspicion | None = None) -> Iterator[Part]:
+        """Compute all merged tensors like `parts`, for somebody who can replace what came before.
+
+        What only the last block settles is guessed till then, not found by a pass of its own;
+        parts whose guess was wrong come again in the end.
+        """
+        statistics = self.statistics(listener)
+        self._start_hashes()
+        wanted = self._spans(self.plan.merged, statistics)
+        with Guesses(statistics) as guesses:
+            for span, part in self._told("merging", listener, wanted, statistics, suspicion):
+                guesses.note(span, part.changed)
+                yield part
+            wrong, before = guesses.settle()
+        yield from self._again(wrong, before, statistics, listener)
+
+    def _again(
+        self, wrong: Sequence[Span], before: int, statistics: Mapping[str, Any], listener: Listener
+    ) -> Iterator[Part]:
+        """Merge spans again, of which so many values were changed before."""
+        if wrong:  # begin in the middle of a tensor
+            assert self.method.elementwise
+            assert not self.method.takes("draws")
+        work = self
+        if self.plan.tolerated is not None:  # it has been counted
+            work = replace(self, plan=replace(self.plan, tolerated=Tolerated()))
+        wanted = [piece for span in wrong for piece in pieces(span, block_size(self.plan))]
+        for span, part in work._told("merging, pass 2", listener, wanted, statistics):
+            yield replace(part, changed=part.changed - before, replaces=span.start)
+            before = 0
+
+    def _start_hashes(self) -> None:
+        for checkpoint in self.plan.checkpoints:
+            checkpoint.start_hash()
+
+    def _told(
+        self,
+        stage: str,
+        listener: Listener,
+        wanted: Sequence[Span],
+        statistics: Mapping[str, Any],
+        suspicion: Suspicion | None = None,
+    ) -> Iterator[tuple[Span, Part]]:
+        """Compute spans, and tell how far that is."""
+        table = bytes_to_read(self.plan)
+        read, total = 0.0, sum(bytes_of(table, span) for span in wanted)
+        for span, part in self._parts(wanted, statistics, suspicion):
+            yield span, part
+            read += bytes_of(table, span)
+            listener(Progress(stage, round(read), round(total), "bytes"))
 
     def settings_of(self, name: str) -> TensorSettings:
         """The options and weights that one tensor is merged with."""
@@ -157,23 +208,23 @@ class StreamedMerge:
         settings = self.settings_of(specs[0].name)
         values = {**settings.options, "weights": self._weights(settings)}
         known = {key: value for key, value in values.items() if key in wanted}
-        stacks = _Stacks(self.plan, specs, self.method.takes_arrays, listener)
+        stacks = StacksOfPlan(self.plan, specs, self.method.takes_arrays, listener)
         with nullcontext() if self.method.takes_arrays else one_thread():
             return self.method.first_pass(stacks, **known)
 
     def tensor(self, spec: TensorSpec, statistic: Any) -> Iterator[Part]:
         """Compute one merged tensor, in consecutive parts, with its part of `statistics`."""
-        for _, part in self._parts([spec], {spec.name: statistic}):
+        statistics = {spec.name: statistic}
+        for _, part in self._parts(self._spans([spec], statistics), statistics):
             yield part
 
     def _parts(
         self,
-        specs: Sequence[TensorSpec],
+        wanted: Sequence[Span],
         statistics: Mapping[str, Any],
         suspicion: Suspicion | None = None,
     ) -> Iterator[tuple[Span, Part]]:
-        given: dict[str, Any] = {}
-        wanted = [span for spec in specs for span in self._spans(spec, statistics.get(spec.name))]
+        name, given = None, dict[str, Any]()
         elementwise = self.method.elementwise
         piece = piece_size(self.plan) if elementwise and not self._is_alone(statistics) else None
         with one_thread() if elementwise and not self.method.takes_arrays else nullcontext():
@@ -181,8 +232,9 @@ class StreamedMerge:
                 statistic is not None for statistic in statistics.values()
             )
             for span, block in read_blocks(self.plan, wanted, piece=piece, known=known):
-                if span.start == 0:
-                    given = self._arguments(span.spec.name, statistics.get(span.spec.name))
+                if span.spec.name != name:
+                    name = span.spec.name
+                    given = self._arguments(name, statistics.get(name))
                 if suspicion is not None:
                     opens = 0 if span.start else span.spec.elements
                     suspicion.see(block.theta_0, block.taus, opens=opens)
@@ -194,11 +246,14 @@ class StreamedMerge:
             statistic is not None for statistic in statistics.values()
         )
 
-    def _spans(self, spec: TensorSpec, statistic: Any) -> list[Span]:
-        """The whole tensor, or blocks where each entry of the result depends on itself alone."""
-        alone = self.method.first_pass is not None and statistic is None
-        whole = alone or not self.method.elementwise
-        return spans([spec], None if whole else block_size(self.plan))
+    def _spans(self, specs: Sequence[TensorSpec], statistics: Mapping[str, Any]) -> list[Span]:
+        """Whole tensors, or blocks where each entry of the result depends on itself alone."""
+        found = []
+        for spec in specs:
+            alone = self.method.first_pass is not None and statistics.get(spec.name) is None
+            whole = alone or not self.method.elementwise
+            found += spans([spec], None if whole else block_size(self.plan))
+        return found
 
     def _arguments(self, key: str, statistic: Any) -> dict[str, Any]:
         """What the method is given for one tensor, besides its values."""
@@ -213,6 +268,16 @@ class StreamedMerge:
         return {**settings.options, **wanted}
 
     def _part(self, span: Span, block: Block, given: Mapping[str, Any]) -> Part:
+        try:
+            return self._merged(span, block, given)
+        except ConflictError:
+            tally = tally_of(given.get("statistic"))
+            if tally is None or tally.take_guess() is None:
+                raise
+            tally.find()  # the guess may be why
+            return self._merged(span, block, given)
+
+    def _merged(self, span: Span, block: Block, given: Mapping[str, Any]) -> Part:
         spec = span.spec
         shape = spec.shape if span.length == spec.elements else block.theta_0.shape
         if self.method.takes("base"):
@@ -251,39 +316,6 @@ class StreamedMerge:
         from momacli.methods._random_mask import Draws
 
         return [Draws(f"{self.seed}/{expert.name}/{key}") for expert in self.plan.experts]
-
-
-class _Stacks:
-    """The task vectors of some tensors, to be read block by block as often as needed."""
-
-    def __init__(
-        self, plan: MergePlan, specs: Sequence[TensorSpec], as_arrays: bool, listener: Listener
-    ):
-        self._plan, self._specs, self._listener = plan, specs, listener
-        self._as_arrays = as_arrays
-        self._passes = 0
-
-    def __call__(self) -> "Iterator[Array | Tensor]":
-        """Read all of them."""
-        self._passes += 1
-        stage, read = f"measuring, pass {self._passes}", 0.0
-        sizes = bytes_to_read(self._plan)
-        total = sum(sizes[spec.name] for spec in self._specs)
-        wanted = spans(self._specs, block_size(self._plan))
-        known, piece = self._passes > 1, piece_size(self._plan)
-        for span, block in read_blocks(self._plan, wanted, piece=piece, known=known):
-            yield self._given(block)
-            read += sizes[span.spec.name] * span.length / span.spec.elements
-            self._listener(Progress(stage, round(read), total, "bytes"))
-
-    def sample(self) -> "Iterator[Array | Tensor]":
-        """Read runs of entries, evenly spread; of a small model, none."""
-        for _, block in read_blocks(self._plan, evenly_spread(self._specs), ahead=False):
-            yield self._given(block)
-
-    def _given(self, block: Block) -> "Array | Tensor":
-        taus = block.taus.astype(np.float32, copy=False)
-        return taus if self._as_arrays else as_tensor(taus)
 
 
 def _add(block: Block, tau: Array) -> Array:

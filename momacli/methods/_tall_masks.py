@@ -8,6 +8,7 @@ from torch import Tensor
 
 from momacli.methods import ties as ties_module
 from momacli.methods._selection import Stacks
+from momacli.methods._tally import Tally
 from momacli.methods.ties import TiesStatistic, ties
 
 Of = Literal["task_arithmetic", "ties"]
@@ -18,6 +19,11 @@ class MultiTask:
     """How tau_mtl is made of the task vectors of one entry."""
 
     ties: TiesStatistic | None  # None: their plain sum
+
+    @property
+    def tally(self) -> Tally | None:
+        """What TIES counts."""
+        return None if self.ties is None else self.ties.tally
 
     def vector(self, task_vectors: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
         """Return tau_mtl, unscaled."""

@@ -9,9 +9,7 @@ The vector is the whole model by default, as in the paper; PEFT and mergekit tri
 by itself (scope "tensor"). The authors' code keeps one entry more than floor(density * d).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -19,7 +17,8 @@ from jaxtyping import Float
 
 from momacli.compiled.loops import balance_of_signs, elect_and_merge
 from momacli.methods._arrays import on_entries
-from momacli.methods._selection import Stacks, blocks_of, largest_magnitudes
+from momacli.methods._selection import Stacks, arrays_of, largest_magnitudes
+from momacli.methods._tally import Tally
 
 ELEMENTWISE = True
 
@@ -32,12 +31,12 @@ class TiesStatistic:
     """What the merge of one entry must know of the whole vector."""
 
     thresholds: Float[np.ndarray, " T"]  # smallest magnitude kept, per expert
-    balance: Callable[[], int] = lambda: 0  # positive sums less negative ones
+    tally: Tally = field(default_factory=Tally)  # of positive sums less negative ones
 
-    @cached_property
-    def majority(self) -> float:
-        """+1 or -1: the sign elected where entries cancel out. Nobody else has to count."""
-        return 1.0 if self.balance() >= 0 else -1.0
+    @property
+    def majority(self) -> int:
+        """+1 or -1: the sign elected where entries cancel out. Nobody else has to ask."""
+        return self.tally.sign
 
 
 def first_pass(
@@ -51,11 +50,15 @@ def first_pass(
 
     def balance() -> int:
         return sum(
-            balance_of_signs(np.ascontiguousarray(block), thresholds, _factors(block, weights))
-            for block in blocks_of(stacks)
+            balance_of_signs(
+                np.ascontiguousarray(block),
+                thresholds.astype(block.dtype),
+                _factors(block, weights),
+            )
+            for block in arrays_of(stacks)
         )
 
-    return TiesStatistic(thresholds, balance)
+    return TiesStatistic(thresholds, Tally(balance))
 
 
 @on_entries
@@ -80,31 +83,33 @@ def ties(
     """
     if statistic is None:
         statistic = first_pass(lambda: [task_vectors], density=density, weights=weights)
-    merged, cancelled = _elected(task_vectors, statistic.thresholds, weights, aggregate)
-    if cancelled and statistic.majority < 0:
-        merged, _ = _elected(task_vectors, statistic.thresholds, weights, aggregate, majority=-1)
+    likely = statistic.tally.likely
+    merged, cancelled, balance = _elected(task_vectors, statistic, weights, aggregate, likely)
+    statistic.tally.add(balance)
+    if cancelled and statistic.majority != likely:
+        merged, _, _ = _elected(task_vectors, statistic, weights, aggregate, -likely)
     merged *= merged.dtype.type(lam)
     return merged
 
 
 def _elected(
     task_vectors: Float[np.ndarray, "T n"],
-    thresholds: Float[np.ndarray, " T"],
+    statistic: TiesStatistic,
     weights: Float[np.ndarray, " T"] | None,
     aggregate: str,
-    majority: int = 1,
-) -> tuple[Float[np.ndarray, " n"], bool]:
-    """Return the merge, and whether it depends on the majority."""
+    majority: int,
+) -> tuple[Float[np.ndarray, " n"], bool, int]:
+    """Return the merge, whether it depends on the majority, and the balance of signs."""
     merged = np.empty_like(task_vectors, shape=task_vectors.shape[1:])
-    cancelled = elect_and_merge(
+    cancelled, balance = elect_and_merge(
         np.ascontiguousarray(task_vectors),
-        thresholds.astype(task_vectors.dtype),
+        statistic.thresholds.astype(task_vectors.dtype),
         _factors(task_vectors, weights),
         majority,
         _AGGREGATES[aggregate],
         merged,
     )
-    return merged, bool(cancelled)
+    return merged, bool(cancelled), int(balance)
 
 
 def _factors(

@@ -31,6 +31,19 @@ def test_with_equal_coefficients_it_is_ties_with_the_sum():
     torch.testing.assert_close(merged, expected)
 
 
+def test_writing_finds_the_majority_that_a_pass_of_its_own_finds():
+    taus = torch.randint(-3, 3, (3, 3000), generator=torch.Generator().manual_seed(0)).float()
+    blocks = [block.numpy() for block in taus.split(700, dim=1)]
+    counted, on_the_way = (first_pass(lambda: blocks, density=0.9) for _ in range(2))
+
+    on_the_way.tally.begin()
+    for block in blocks:
+        elected(block, on_the_way)
+    on_the_way.tally.settle()
+
+    assert counted.majority == on_the_way.majority == -1
+
+
 def test_the_threshold_is_of_the_whole_vector_not_of_each_tensor():
     ensemble = tiny_ensemble()
     table = adamerging_plus_plus(ensemble, density=0.3, steps=3, rate=0.02)

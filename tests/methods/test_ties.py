@@ -43,13 +43,36 @@ def test_what_cancels_while_the_majority_is_negative_is_merged_like_its_negative
 
 
 def test_the_majority_is_only_counted_where_entries_cancel():
-    taus = torch.tensor([[1.0, 2.0, 0.1, 0.3], [0.1, -1.0, 2.0, 0.2]])
-    statistic = first_pass(lambda: [taus], density=0.5)
+    passes = []
 
-    ties(taus, density=0.5, statistic=statistic)
+    def stacks():
+        passes.append("a pass")
+        return [torch.tensor([[1.0, 2.0, 0.1, 0.3], [0.1, -1.0, 2.0, 0.2]])]
 
-    assert "majority" not in vars(statistic)
-    assert statistic.majority == 1.0
+    statistic = first_pass(stacks, density=0.5)
+    needed = len(passes)
+
+    ties(*stacks(), density=0.5, statistic=statistic)
+
+    assert len(passes) == needed + 1
+    assert statistic.majority == 1
+    assert len(passes) == needed + 2
+
+
+def test_a_pass_over_all_blocks_finds_the_majority_that_a_pass_of_its_own_finds():
+    taus = torch.randint(-3, 3, (4, 3000), generator=torch.Generator().manual_seed(0)).double()
+    blocks = list(taus.split(700, dim=1))
+    weights = torch.tensor([1.0, 1.0, 2.0, 0.5])
+    counted, on_the_way = (
+        first_pass(lambda: blocks, density=0.5, weights=weights.numpy()) for _ in range(2)
+    )
+
+    on_the_way.tally.begin()
+    for block in blocks:
+        ties(block, density=0.5, weights=weights, statistic=on_the_way)
+    on_the_way.tally.settle()
+
+    assert counted.majority == on_the_way.majority == -1
 
 
 def test_the_sum_is_not_divided():
