@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from momacli import __version__
+from momacli.alignment.settings import Settings
 from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.reader import Checkpoint
 from momacli.comparing.alignments import ALIGNMENTS
@@ -144,6 +145,7 @@ class Keys:
             "config": config,
             "heads": list(common.heads),
             "features": [common.pooling, common.features],
+            "defaults": asdict(Settings()),  # of alignments, for what a row leaves out
         }
         self._data = _listed(data)
 
