@@ -49,6 +49,14 @@ class Suite:
         return self.samples / ("held-out" if transductive else "unlabeled")
 
 
+def evaluated(there: int, counts: Mapping[str, int]) -> int:
+    """How many samples of a test side are evaluated; those after them are the validation split.
+
+    The split is whole where there are few, but never more than half of what is there.
+    """
+    return min(counts["test"], max(there - counts["validation"], (there + 1) // 2))
+
+
 @dataclass(frozen=True)
 class Chosen:
     """Settings of the merges that alignments stand on, as rows name them."""

@@ -115,6 +115,15 @@ def test_every_row_of_a_suite_is_one_that_compare_knows(bench):
     assert {"average", "task-arithmetic+probsurgery", "regmean"} <= set(map(str, specs))
 
 
+@pytest.mark.parametrize(
+    ("there", "test", "validation"), [(1000, 300, 60), (320, 260, 60), (90, 45, 45), (3, 2, 1)]
+)
+def test_a_small_test_side_has_a_validation_split_too(bench, there, test, validation):
+    cut = bench.comparison.evaluated(there, {"test": 300, "validation": 60})
+
+    assert (cut, min(60, there - cut)) == (test, validation)
+
+
 def test_texts_to_align_on_are_never_those_that_are_evaluated(bench, place):
     pack = bench.text.read_pack(Path("data"), "yelp5", seed=3)
 

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from momacli.data.order import in_rounds
 from momacli.demonstration.training import Schedule
 from tests.benchmarks.cells import Cells, code_of, digest_of_files
-from tests.benchmarks.comparison import Suite
+from tests.benchmarks.comparison import Suite, evaluated
 from tests.benchmarks.training import fine_tune
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
@@ -116,7 +116,7 @@ def prepare(
     experts = {task: trained("expert", task) / task for task in tasks}
     texts = cells.get(
         "texts",
-        [[cell.parent.name for cell in experts.values()], counts, code_of(_write_texts)],
+        [[cell.parent.name for cell in experts.values()], counts, code_of(_write_texts, evaluated)],
         lambda folder: _write_texts(folder, packs, training.texts, counts),
     )
     return Suite(
@@ -210,8 +210,9 @@ def _write_texts(
         texts = pack.unlabeled(trained_on, counts["unlabeled"])
         if shared := {text for text, _ in pack.test}.intersection(texts):
             raise ValueError(f"{task}: {len(shared)} texts are on both sides of the pack")
-        test = pack.test[: counts["test"]]
-        chosen_by = pack.test[counts["test"] :][: counts["validation"]]
+        cut = evaluated(len(pack.test), counts)
+        test = pack.test[:cut]
+        chosen_by = pack.test[cut:][: counts["validation"]]
         for part, records in (
             ("unlabeled", [{"text": text} for text in texts]),
             ("labeled", [{"text": text, "label": label} for text, label in test]),

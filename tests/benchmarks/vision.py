@@ -22,7 +22,7 @@ from types import ModuleType
 from momacli.demonstration.training import Schedule
 from tests.benchmarks import training
 from tests.benchmarks.cells import Cells, code_of, digest_of_files
-from tests.benchmarks.comparison import Suite
+from tests.benchmarks.comparison import Suite, evaluated
 from tests.benchmarks.images import ImagePack, Varied, read_images, source_of, write_images
 from tests.benchmarks.vit import Sizes
 
@@ -106,7 +106,11 @@ def prepare(
     }
     samples = cells.get(
         "images",
-        [packs.described(*tasks), counts, code_of(read_images, write_images, _write_all)],
+        [
+            packs.described(*tasks),
+            counts,
+            code_of(read_images, write_images, _write_all, evaluated),
+        ],
         lambda folder: _write_all(folder, [packs.read(task) for task in tasks], counts),
     )
     return Suite(
@@ -154,8 +158,9 @@ class Packs:
 def _write_all(folder: Path, packs: Sequence[ImagePack], counts: Mapping[str, int]) -> None:
     """Write `unlabeled/`, `labeled/`, `validation/`, and `held-out/`: labeled without labels."""
     for pack in packs:
-        test = pack.test.part(0, counts["test"])
-        chosen_by = pack.test.part(counts["test"], counts["test"] + counts["validation"])
+        cut = evaluated(len(pack.test), counts)
+        test = pack.test.part(0, cut)
+        chosen_by = pack.test.part(cut, cut + counts["validation"])
         unlabeled = pack.unlabeled.part(0, counts["unlabeled"])
         write_images(folder / "unlabeled" / pack.name, unlabeled)
         write_images(folder / "held-out" / pack.name, test)
