@@ -17,7 +17,7 @@ from momacli.adaptation.fit import descend
 from momacli.checkpoint.arrays import as_array, as_tensor
 from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
-from momacli.methods.ties import TiesStatistic, first_pass
+from momacli.methods.ties import TiesStatistic, first_pass, least_kept
 
 ENCODERS, ENCODERS_PER_EXPERT = 2, 1
 """What is held, in sizes of the merged tensors in float32, as by `adamerging`."""
@@ -66,7 +66,8 @@ def elected(
     task_vectors: Float[np.ndarray, "T n"], statistic: TiesStatistic
 ) -> Float[np.ndarray, "T n"]:
     """Return Phi(tau_t): the large entries of each task vector that have the elected sign."""
-    trimmed = np.where(np.abs(task_vectors) >= statistic.thresholds[:, None], task_vectors, 0)
+    least = least_kept(statistic.thresholds, task_vectors.dtype)[:, None]
+    trimmed = np.where(np.abs(task_vectors) >= least, task_vectors, 0)
     sign = np.sign(trimmed.sum(axis=0))
     statistic.tally.add(int(np.count_nonzero(sign > 0)) - int(np.count_nonzero(sign < 0)))
     cancelled = (sign == 0) & trimmed.any(axis=0)

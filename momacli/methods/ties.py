@@ -10,7 +10,7 @@ by itself (scope "tensor"). The authors' code keeps one entry more than floor(de
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -30,7 +30,7 @@ _AGGREGATES = {"sum": 0, "mean": 1, "weighted-mean": 2}
 class TiesStatistic:
     """What the merge of one entry must know of the whole vector."""
 
-    thresholds: Float[np.ndarray, " T"]  # smallest magnitude kept, per expert
+    thresholds: Float[np.ndarray, " T"]  # smallest magnitude kept, in float32, per expert
     tally: Tally = field(default_factory=Tally)  # of positive sums less negative ones
 
     @property
@@ -52,13 +52,24 @@ def first_pass(
         return sum(
             balance_of_signs(
                 np.ascontiguousarray(block),
-                thresholds.astype(block.dtype),
+                least_kept(thresholds, block.dtype),
                 _factors(block, weights),
             )
             for block in arrays_of(stacks)
         )
 
     return TiesStatistic(thresholds, Tally(balance))
+
+
+def least_kept(thresholds: Float[np.ndarray, " T"], kind: np.dtype[Any]) -> np.ndarray:
+    """Return the smallest numbers of a type [T] that are the thresholds once in float32."""
+    least = thresholds.astype(kind)
+    if kind == np.float64:
+        below = np.nextafter(thresholds, np.float32(0)).astype(kind)
+        middle = (below + least) / 2
+        is_kept = middle.astype(np.float32) == thresholds
+        least = np.where(is_kept, middle, np.nextafter(middle, np.inf))
+    return least
 
 
 @on_entries
@@ -103,7 +114,7 @@ def _elected(
     merged = np.empty_like(task_vectors, shape=task_vectors.shape[1:])
     cancelled, balance = elect_and_merge(
         np.ascontiguousarray(task_vectors),
-        statistic.thresholds.astype(task_vectors.dtype),
+        least_kept(statistic.thresholds, task_vectors.dtype),
         _factors(task_vectors, weights),
         majority,
         _AGGREGATES[aggregate],

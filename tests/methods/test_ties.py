@@ -12,6 +12,16 @@ def test_trimming_keeps_the_largest_share_of_each_task_vector():
     torch.testing.assert_close(merged, torch.tensor([4.0, 3.0, 0.3, 0.4]))
 
 
+@pytest.mark.parametrize("density", [1.0, 0.5])
+def test_of_float64_as_many_entries_are_kept_as_of_float32(density):
+    generator = torch.Generator().manual_seed(0)
+    taus = torch.randn(200, 1, 64, dtype=torch.float64, generator=generator)
+
+    kept = [int(torch.count_nonzero(ties(tau, density=density))) for tau in taus]
+
+    assert kept == [64 * density] * 200
+
+
 def test_entries_against_the_elected_sign_are_dropped_from_the_mean():
     taus = torch.tensor([[4.0, -1.0], [2.0, -3.0], [-1.0, 2.0]])
 
