@@ -83,9 +83,9 @@ def _costs(content: Mapping[str, Any]) -> str:
 
 def draw(file: Path, rows: Sequence[Row], tasks: Sequence[str]) -> None:
     """Draw the two figures of one suite's result, beside it."""
-    accuracies = {
-        _short(row): [row.scores[task].accuracy for task in tasks] for row in rows if _is_shown(row)
-    }
+    accuracies: dict[str, list[float]] = {}
+    for row in filter(_is_shown, rows):  # the first of a name, which has the suite's steps
+        accuracies.setdefault(_short(row), [row.scores[task].accuracy for task in tasks])
     figures = {"accuracy": draw_accuracy(accuracies, tasks), "added": draw_added(rows)}
     for name, figure in figures.items():
         with rc_context({"svg.hashsalt": file.stem}):
