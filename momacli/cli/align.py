@@ -90,10 +90,7 @@ def align(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(
-            metavar="both|logits|features",
-            help="What has to agree with the experts; default both.",
-        ),
+        typer.Option(metavar="both|logits|features", help="What has to agree; default both."),
     ] = None,
     steps: Annotated[
         int | None,
