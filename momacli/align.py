@@ -17,7 +17,7 @@ from momacli.alignment.catalog import (
     known_method,
 )
 from momacli.alignment.report import AlignReport
-from momacli.alignment.settings import Precision, Settings
+from momacli.alignment.settings import Settings
 from momacli.checkpoint.multitask import TaskModel
 from momacli.data.reading import Reading
 from momacli.errors import ModelError, UsageError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from momacli.checkpoint.provenance import Recipe
     from momacli.data.features import CacheType, FeatureCache
     from momacli.data.folders import Data
+    from momacli.models.device import Precision
 
 
 def align(

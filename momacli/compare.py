@@ -27,6 +27,7 @@ from momacli.errors import CheckpointError, ConflictError, ModelError, MomaError
 from momacli.evaluate import evaluate
 from momacli.merge import merge
 from momacli.merging.report import MergeReport
+from momacli.models.device import check_precision
 from momacli.progress import Listener, Notice, Progress, ignore
 from momacli.statistics.score import Score
 
@@ -40,12 +41,14 @@ class Options:
     """What else can be said of models and samples, as `merge`, `align` and `evaluate` take it.
 
     evaluated: samples of each task that are evaluated at most.
+    precision: of what is evaluated. That of an alignment's steps is an option of its row.
     """
 
     reading: Reading = field(default_factory=Reading)
     evaluated: int | None = None
     seed: int = 0
     device: str = "auto"
+    precision: str = "float32"
     config: str | None = None
     heads: tuple[str, ...] = ()
     pooling: str | None = None
@@ -89,6 +92,7 @@ def compare(
     """
     started = time.monotonic()
     options, sweeps = options or Options(), sweeps or Sweeps()
+    check_precision(options.precision)
     tell = _each_once(listener)
     specs, named = read_specs(methods)
     sweeps.check(specs)
@@ -113,7 +117,7 @@ def compare(
         finished.begin()
         making = Making(
             common=common,
-            keys=Keys(common, paths, seen, held_out, options.evaluated),
+            keys=Keys(common, paths, seen, held_out, (options.evaluated, options.precision)),
             finished=finished,
             run=run,
             evaluate=scoring.of_model,
@@ -298,6 +302,7 @@ class Scoring:
             features=options.features,
             heads=options.heads,
             device=options.device,
+            precision=options.precision,
             prepared=self.prepared,
             listener=self.listener,
         )

@@ -11,7 +11,7 @@ from momacli.checkpoint.plan import check_patterns
 from momacli.checkpoint.reader import matches
 from momacli.data.reading import Reading
 from momacli.errors import DataError, ModelError
-from momacli.models.device import choose_device
+from momacli.models.device import check_precision, choose_device
 from momacli.progress import Listener, Notice, Progress, ignore
 from momacli.statistics.score import Score
 
@@ -56,6 +56,7 @@ def evaluate(
     heads: Sequence[str] = (),
     adapter: bool = True,
     device: str = "auto",
+    precision: str = "float32",
     prepared: "Prepared | None" = None,
     listener: Listener = ignore,
 ) -> EvalReport:
@@ -71,6 +72,9 @@ def evaluate(
     pooling, features: as `align` has them; what a model was aligned with need not be said.
     heads: tensors or module of the heads, where neither the architecture nor a merge tells.
     adapter: whether models that `align` put an adapter behind are run with it.
+    precision: of the encoder's arithmetic: float32, in which others find the same answers,
+        bfloat16, or auto, which is what `align` takes (see `models.precision`): in half the time
+        on a processor with AMX (64 texts of 64 tokens through MiniLM: 0.65 against 1.29 s).
     prepared: what calls before this one made of the same samples, read in the same way; what is
         new is added. Without it, samples are prepared once a call.
 
@@ -79,7 +83,9 @@ def evaluate(
     from momacli.alignment.adapted import adapters_beside
 
     kept = {} if prepared is None else prepared
-    run = _Run(data, choose_device(device), reading or Reading(), heads, listener, kept)
+    check_precision(precision)
+    on = choose_device(device)
+    run = _Run(data, on, precision, reading or Reading(), heads, listener, kept)
     scores: dict[str, dict[str, Score]] = {}
     added: dict[str, int] = {}
     for path in models:
@@ -100,6 +106,7 @@ class _Run:
 
     data: "Data"
     device: "torch.device"
+    precision: str  # as asked
     reading: Reading
     heads: Sequence[str]
     listener: Listener
@@ -110,6 +117,7 @@ class _Run:
 def _evaluate(model: MultiTask, adapters: "Mapping[str, Adapter]", run: _Run) -> dict[str, Score]:
     from momacli.alignment.adapted import answers
     from momacli.data.folders import task_sources
+    from momacli.models.precision import choose_precision
 
     recorded = model.recipe.heads if model.recipe else ()
     if not recorded:
@@ -123,10 +131,16 @@ def _evaluate(model: MultiTask, adapters: "Mapping[str, Adapter]", run: _Run) ->
         if key not in run.prepared:
             run.prepared[key] = _labeled(one, sources[task], run)
         run.listener(Progress(f"evaluating {model.path}", done, len(model.tasks), "tasks"))
-        answer = answers(network, one, adapters.get(task))
+        precision = choose_precision(run.precision, run.device, _parameters(network))
+        answer = answers(network, one, adapters.get(task), precision)
         scores[task] = _score(answer, run.device, task, *run.prepared[key])
     run.listener(Progress(f"evaluating {model.path}", len(model.tasks), len(model.tasks), "tasks"))
     return scores
+
+
+def _parameters(network: "Classifier | SeparateHead") -> int:
+    """How many an encoder has."""
+    return sum(parameter.numel() for parameter in network.parameters.values())
 
 
 def _check_described(model: MultiTask) -> None:

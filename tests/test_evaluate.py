@@ -6,7 +6,9 @@ import transformers
 from PIL import Image
 from tiny_models import CLASSES
 
-from momacli.errors import DataError
+from momacli.alignment.adapted import answers
+from momacli.compare import Options, compare
+from momacli.errors import DataError, UsageError
 from momacli.evaluate import Score, evaluate
 from momacli.merge import merge
 
@@ -66,3 +68,43 @@ def test_the_interval_is_wilsons(place):
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert Score(0, 5).interval[0] == 0.0
     assert Score(5, 5).interval[1] == pytest.approx(1.0)
+
+
+def logits_of(precision: str, monkeypatch) -> torch.Tensor:
+    """What evaluate makes of one task's samples."""
+    found = []
+
+    def noting(*arguments):
+        answer = answers(*arguments)
+
+        def noted(batch):
+            found.append(answer(batch))
+            return found[-1]
+
+        return noted
+
+    monkeypatch.setattr("momacli.alignment.adapted.answers", noting)
+    evaluate(["experts/cats"], data="labeled", precision=precision)
+    return torch.cat(found)
+
+
+def test_in_bfloat16_the_encoder_is_less_exact_and_the_head_is_not(place, monkeypatch):
+    exact, rough = (logits_of(precision, monkeypatch) for precision in ("float32", "bfloat16"))
+
+    assert exact.dtype == rough.dtype == torch.float32
+    assert not torch.equal(rough, rough.bfloat16().float())  # as those of a head in bfloat16 are
+    assert 1e-4 < (rough - exact).norm() / exact.norm() < 3e-2
+
+
+def test_a_processor_without_tiles_evaluates_in_float32_by_itself(place, monkeypatch):
+    monkeypatch.setattr("momacli.models.precision._has_tiles", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    assert torch.equal(logits_of("auto", monkeypatch), logits_of("float32", monkeypatch))
+
+
+def test_an_unknown_precision_is_refused_before_any_work():
+    with pytest.raises(UsageError, match="float32 or bfloat16, found half"):
+        evaluate(["nowhere"], data="nowhere", precision="half")
+    with pytest.raises(UsageError, match="float32 or bfloat16, found half"):
+        compare(["nowhere"], evaluation="nowhere", options=Options(precision="half"))

@@ -16,6 +16,7 @@ from momacli.errors import CheckpointError, ConflictError
 from momacli.features.adapter import Adapter
 from momacli.models.classification import Classifier
 from momacli.models.interface import Batch, Head
+from momacli.models.precision import computing_in
 from momacli.models.separate_head import SeparateHead
 
 
@@ -64,15 +65,21 @@ def adapters_beside(model: MultiTask) -> Adapters | None:
 
 
 def answers(
-    network: Classifier | SeparateHead, model: TaskModel, adapter: Adapter | None
+    network: Classifier | SeparateHead,
+    model: TaskModel,
+    adapter: Adapter | None,
+    precision: str = "float32",
 ) -> Callable[[Batch], Tensor]:
     """Return what makes logits of batches: the loaded network, with its adapter if it has one.
 
+    precision: of the encoder's arithmetic, float32 or bfloat16. An adapter behind it and the head
+    compute in float32, for logits in bfloat16 would often tie.
+
     Raises ConflictError if the adapter is not as wide as the features.
     """
-    if adapter is None:
+    if adapter is None and precision == "float32":
         return network.logits
-    mend = adapter.to(network.device)
+    mend = None if adapter is None else adapter.to(network.device)
     heads: list[Head] = []  # the one, once a batch has shown where it is
     deep: list[DeepEncoder] = []  # likewise
 
@@ -80,10 +87,14 @@ def answers(
         if not heads:
             network.find_head(batch)
             heads.append(network.head(reader(model), model.keys))
-        if mend.blocks and not deep:
+        if mend is not None and mend.blocks and not deep:
             deep.append(DeepEncoder(network, batch))
             deep[0].check(mend.blocks, model.task)
-        features = deep[0](batch, mend.blocks)[1] if deep else network.features(batch).float()
+        with computing_in(precision, network.device):
+            found = deep[0](batch, mend.blocks)[1] if mend and deep else network.features(batch)
+        features = found.float()
+        if mend is None:
+            return heads[0](features)
         if features.shape[1] != mend.down.shape[1]:
             raise ConflictError(
                 f"the adapter of task {model.task} is for features of {mend.down.shape[1]} "

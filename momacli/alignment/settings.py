@@ -27,11 +27,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from momacli.errors import UsageError
+from momacli.models.device import Precision, check_precision
 
 Mask = Literal["element", "none"]
 Transform = Literal["orthogonal", "similarity", "scaling", "linear", "penalty"]
 Objective = Literal["both", "logits", "features"]
-Precision = Literal["auto", "float32", "bfloat16"]
 
 LARGEST_BATCH = 16
 """Where a batch size that is found begins: the paper's for vision."""
@@ -104,13 +104,13 @@ class Settings:
             "mask": Mask,
             "transform": Transform,
             "objective": Objective,
-            "precision": Precision,
         }
         for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(
                     f"{name}: expected {' or '.join(get_args(kind))}, found {getattr(self, name)}"
                 )
+        check_precision(self.precision)
         for name in ("steps", "batch_size", "solve_every"):
             value = getattr(self, name)
             if name == "batch_size" and value == "auto":

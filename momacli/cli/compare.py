@@ -10,6 +10,7 @@ from momacli.cli.options import (
     Cache,
     Device,
     DryRun,
+    EvaluatedIn,
     Features,
     Heads,
     ModelConfig,
@@ -108,6 +109,7 @@ def compare(
         bool, typer.Option("--markdown", help="Print tables in Markdown.")
     ] = False,
     device: Device = "auto",
+    eval_precision: EvaluatedIn = "float32",
     seed: Seed = 0,
     max_samples: MaxSamples = None,
     max_eval_samples: Annotated[
@@ -156,6 +158,7 @@ def compare(
         evaluated=max_eval_samples,
         seed=seed,
         device=device,
+        precision=eval_precision,
         config=config,
         heads=tuple(heads or ()),
         pooling=pooling,

@@ -4,7 +4,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from momacli.cli.options import Compared, Device, Features, Heads, ModelConfig, Pooling, Seed
+from momacli.cli.options import (
+    Compared,
+    Device,
+    EvaluatedIn,
+    Features,
+    Heads,
+    ModelConfig,
+    Pooling,
+    Seed,
+)
 from momacli.cli.reading import (
     LabelColumn,
     LabeledData,
@@ -47,6 +56,7 @@ def evaluate(
         ),
     ] = False,
     device: Device = "auto",
+    precision: EvaluatedIn = "float32",
     max_samples: MaxSamples = None,
     sample: Sample = None,
     text_column: TextColumn = None,
@@ -76,6 +86,7 @@ def evaluate(
             heads=heads or [],
             adapter=not no_adapter,
             device=device,
+            precision=precision,
             reading=reading_from(
                 max_samples,
                 sample,

@@ -40,6 +40,14 @@ Compared = Annotated[
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda", help="auto takes a GPU where there is one.")
 ]
+EvaluatedIn = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|float32|bfloat16",
+        help="What the encoder computes in; auto is bfloat16 on a GPU, and on a processor with "
+        "AMX for a million parameters or more. Heads compute in float32.",
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

@@ -126,12 +126,12 @@ class Keys:
         checkpoints: Mapping[str, Path],
         data: Mapping[str, Path],
         evaluation: Mapping[str, Path],
-        evaluated: int | None,
+        evaluated: tuple[int | None, str],
     ):
         """Hash all inputs: checkpoints by their content, samples by names, sizes and times.
 
         checkpoints: the experts by name, and "base".
-        evaluated: samples of each task that are evaluated at most.
+        evaluated: samples of each task that are evaluated at most, and in which precision.
         """
         config = Path(common.config).read_text(encoding="utf-8") if common.config else None
         self._shared = {

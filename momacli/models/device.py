@@ -5,13 +5,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from momacli.errors import ModelError, OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""What an encoder computes in; see `models.precision`."""
 
 
 def choose_device(device: str) -> "torch.device":
@@ -31,6 +34,13 @@ def choose_device(device: str) -> "torch.device":
         return torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"unknown device {device}", hint="use auto, cpu or cuda") from error
+
+
+def check_precision(precision: str) -> None:
+    """Raise UsageError for what is no precision."""
+    known = get_args(Precision)
+    if precision not in known:
+        raise UsageError(f"precision: expected {' or '.join(known)}, found {precision}")
 
 
 def moved(value: "Tensor", device: "torch.device") -> "Tensor":

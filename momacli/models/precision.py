@@ -1,4 +1,4 @@
-"""What an encoder's arithmetic is done in while something is learned: float32, or bfloat16.
+"""What an encoder's arithmetic is done in: float32, or bfloat16.
 
 Processors with tiles for bfloat16 (Intel's AMX) multiply matrices three times as fast with them
 (290 against 95 GFLOPS a core, forward and backward through linear layers). Two things are

@@ -21,9 +21,9 @@ worth on real data. A suite is a file in `suites/`; see its docstring. Trained e
 OUT/cells by the content of what they were made from, and finished rows in OUT/comparison, so a run
 that was stopped goes on, and one with another setting does only what is new. `--seeds 0 1 2` gives
 means and standard deviations, `--choose` takes lambda and density by a validation split,
-`--together` adds the encoder that was trained on all tasks with labels, `--data-ratios` and
-`--masking-rates` repeat an alignment, and `--transductive` adapts to what is evaluated, as papers
-do.
+`--together` adds the encoder that was trained on all tasks with labels, `--own-length` an
+alignment of as many steps as moma takes by itself, `--data-ratios` and `--masking-rates` repeat an
+alignment, and `--transductive` adapts to what is evaluated, as papers do.
 
 `python -m tests.benchmarks readme`: writes the tables and figures of the README from the results
 that are committed in `results/`, each the JSON that a suite wrote.

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from momacli.alignment.encoding import TaskData, encode_all
 from momacli.alignment.fit import fit_alignment
-from momacli.alignment.settings import Precision, Settings
+from momacli.alignment.settings import Settings
 from momacli.features.families import FAMILIES, moments
+from momacli.models.device import Precision
 from momacli.models.interface import Head
 from momacli.progress import Progress
 from tests.benchmarks.network import CLASSES, SIZES, Network, images_and_head

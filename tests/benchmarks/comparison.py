@@ -13,6 +13,7 @@ from momacli.comparing.specs import BASES
 from momacli.data.folders import task_sources
 from momacli.evaluate import evaluate
 from momacli.progress import Listener
+from tests.benchmarks.warm import run_warm
 
 TOGETHER = "together"
 """Name of the row of one encoder that was trained on all tasks with their labels."""
@@ -23,6 +24,9 @@ ALONE = (
     *("fisher", "regmean", "regmean++"),
 )
 """Merges that are compared as they are, with their defaults."""
+
+_PRECISION = "auto"
+"""Of what is evaluated: in half the time where the machine is made for bfloat16."""
 
 _LAMBDAS = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.8", "1")
 _TIES_LAMBDAS, _DENSITIES = ("0.3", "0.6", "1"), ("0.1", "0.2")
@@ -78,6 +82,7 @@ class Plan:
     steps: int  # of moma's alignment and of what lowers entropy; the paper's has twice as many
     batch_size: int  # of each task
     chosen: Chosen = Chosen()
+    own_length: bool = False  # whether there is a row of moma with its own steps and batch size
 
     @property
     def methods(self) -> list[str]:
@@ -94,9 +99,11 @@ class Plan:
             f"moma:{steps}:{size}",
         )
         ends = ["", *(f"+{alignment}" for alignment in alignments)]
-        linear = f"{self.chosen.task_arithmetic}+moma:transform=linear:{steps}:{size}"
+        merge = self.chosen.task_arithmetic
+        longer = [f"{merge}+moma"] if self.own_length else []
+        linear = f"{merge}+moma:transform=linear:{steps}:{size}"
         rows = [f"{base}{end}" for base in self.chosen.bases for end in ends]
-        return [*ALONE, *adapted, *rows, linear]
+        return [*ALONE, *adapted, *rows, *longer, linear]
 
     @property
     def swept(self) -> list[str]:
@@ -127,7 +134,10 @@ def compare_on(
         methods=methods,
         sweeps=sweeps,
         output=setting.folder / "comparison",
-        options=Options(seed=setting.seed, cache=str(setting.folder / "features")),
+        options=Options(
+            seed=setting.seed, precision=_PRECISION, cache=str(setting.folder / "features")
+        ),
+        run=run_warm,
         listener=setting.listener,
     )
 
@@ -138,7 +148,12 @@ def trained_together(suite: Suite, listener: Listener) -> Row:
     sources = task_sources(suite.labeled, list(suite.experts))
     scores = {}
     for task, source in sources.items():
-        report = evaluate([folder / task], data=[f"{task}={source}"], listener=listener)
+        report = evaluate(
+            [folder / task],
+            data=[f"{task}={source}"],
+            precision=_PRECISION,
+            listener=listener,
+        )
         scores |= report.scores[str(folder / task)]
     return Row(TOGETHER, "Traditional MTL", indented=False, scores=scores)
 
@@ -153,7 +168,8 @@ def choose(suite: Suite, setting: Setting) -> Chosen:
         evaluation=suite.samples / "validation",
         methods=merges,
         output=setting.folder / "choice",
-        options=Options(seed=setting.seed),
+        options=Options(seed=setting.seed, precision=_PRECISION),
+        run=run_warm,
         listener=setting.listener,
     )
     best = {

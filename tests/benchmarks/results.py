@@ -42,13 +42,9 @@ def _row(content: Mapping[str, Any]) -> Row:
 
 
 def pooled(runs: Sequence[Rows]) -> Rows:
-    """The rows of several seeds as one: answers are counted together."""
-    return Rows(
-        *(
-            [_pooled(same) for same in zip(*(getattr(run, kind) for run in runs), strict=True)]
-            for kind in ("rows", "masking", "ratios")
-        )
-    )
+    """The rows of several seeds as one: answers are counted together. Sweeps are of the first."""
+    rows = [_pooled(same) for same in zip(*(run.rows for run in runs), strict=True)]
+    return replace(runs[0], rows=rows)
 
 
 def _pooled(rows: Sequence[Row]) -> Row:

@@ -44,8 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--together", action="store_true", help="a row of one encoder trained on all tasks"
     )
-    parser.add_argument("--data-ratios", type=float, nargs="+", default=[])
-    parser.add_argument("--masking-rates", type=float, nargs="+", default=[])
+    parser.add_argument(
+        "--own-length",
+        action="store_true",
+        help="a row with moma's own number of steps and batch size, too",
+    )
+    sweep = "repeats an alignment, with the first seed"
+    parser.add_argument("--data-ratios", type=float, nargs="+", default=[], help=sweep)
+    parser.add_argument("--masking-rates", type=float, nargs="+", default=[], help=sweep)
     parser.add_argument(
         "--transductive", action="store_true", help="adapt to the samples that are evaluated"
     )
@@ -62,9 +68,12 @@ def run_suite(arguments: argparse.Namespace) -> None:
             setting = Setting(arguments.out, seed, arguments.transductive, listener)
             if arguments.choose and not runs:
                 chosen = choose(suite, setting)
-            plan = Plan(arguments.align_steps, arguments.align_batch_size, chosen)
+            plan = Plan(
+                arguments.align_steps, arguments.align_batch_size, chosen, arguments.own_length
+            )
             methods = arguments.methods or plan.methods
-            runs.append(_rows(suite, plan, methods, setting, sweeps, arguments.together))
+            own = Sweeps() if runs else sweeps
+            runs.append(_rows(suite, plan, methods, setting, own, arguments.together))
     tasks = sorted(suite.experts)
     for table in [results_table(runs, tasks), *sweep_tables(runs, tasks)]:
         print_table(table)

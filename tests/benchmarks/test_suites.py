@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_text import random_texts, save_tokenizer, text_config
 
 from momacli.comparing.rows import Row
 from momacli.comparing.specs import read_specs
 from momacli.demonstration.training import Schedule
+from momacli.errors import MomaError
 from momacli.models.factory import quiet
+from momacli.progress import ignore
 from momacli.statistics.score import Score
 
 CLASSES = {"ag_news": 4, "yelp5": 5, "amazon5": 5, "yahoo10_small": 10, "dbpedia14": 14}
@@ -48,6 +50,7 @@ def bench(monkeypatch):
         "text",
         "clip",
         "vit",
+        "warm",
     )
     modules = {
         n.rpartition(".")[2]: importlib.import_module(f"tests.benchmarks.{n}") for n in names
@@ -257,6 +260,21 @@ def test_lambda_and_density_are_chosen_on_the_validation_split_alone(bench, monk
 
     assert seen == [tmp_path / "samples/validation"]
     assert chosen.bases == ("average", "task-arithmetic:lambda=0.4", "ties:lambda=1:density=0.2")
+
+
+def test_a_command_in_a_warm_process_reports_as_any_or_says_what_was_wrong(bench, tmp_path):
+    for name, count in {"base": 3, "x": 3, "short": 2}.items():
+        save_file({"w": torch.ones(count)}, tmp_path / f"{name}.safetensors")
+    base, x, short = (str(tmp_path / f"{name}.safetensors") for name in ("base", "x", "short"))
+
+    done = bench.warm.run_warm(
+        ["merge", base, x, "-o", str(tmp_path / "merged.safetensors")], ignore
+    )
+
+    assert done.report["merged"] == 1
+    with pytest.raises(MomaError, match="moma merge failed") as caught:
+        bench.warm.run_warm(["merge", base, short, "-o", str(tmp_path / "other")], ignore)
+    assert "does not fit the base" in caught.value.details[0]
 
 
 def test_a_cell_that_failed_leaves_nothing_behind(bench, tmp_path):
