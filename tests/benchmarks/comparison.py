@@ -93,17 +93,24 @@ class Plan:
             f"concrete-task-arithmetic:{steps}:{size}",
             f"concrete-adamerging:mask-steps={self.steps}:{steps}:{size}",
         )
-        alignments = (
-            *("surgery", "probsurgery", "orthogonal"),
-            f"paper:steps={2 * self.steps}:{size}",
-            f"moma:{steps}:{size}",
-        )
-        ends = ["", *(f"+{alignment}" for alignment in alignments)]
+        ends = ["", *self.ends.values()]
         merge = self.chosen.task_arithmetic
         longer = [f"{merge}+moma"] if self.own_length else []
         linear = f"{merge}+moma:transform=linear:{steps}:{size}"
         rows = [f"{base}{end}" for base in self.chosen.bases for end in ends]
         return [*ALONE, *adapted, *rows, *longer, linear]
+
+    @property
+    def ends(self) -> dict[str, str]:
+        """What follows a merge in the rows of its alignments, by what tables call them."""
+        size = f"batch-size={self.batch_size}"
+        return {
+            "w/ Surgery": "+surgery",
+            "w/ ProbSurgery": "+probsurgery",
+            "w/ orthogonal alone": "+orthogonal",
+            "w/ MOMA as in the paper": f"+paper:steps={2 * self.steps}:{size}",
+            "w/ MOMA": f"+moma:steps={self.steps}:{size}",
+        }
 
     @property
     def swept(self) -> list[str]:

@@ -1,6 +1,7 @@
-"""The README's tables and figures of results, made from the JSON in `results/`.
+"""Tables and figures of results, made from the JSON in `results/`.
 
-In the README a table stands between `<!-- results: NAME -->` and `<!-- end of results -->`.
+A table stands between `<!-- results: NAME -->` and `<!-- end of results -->`: in the README that of
+all suites together and of costs, in `results/README.md` all rows of every suite.
 """
 
 import json
@@ -22,16 +23,22 @@ from momacli.figures.accuracy import draw_accuracy
 from momacli.figures.marks import COLOURS, MARKERS
 from tests.benchmarks.cells import digest_of_files
 from tests.benchmarks.results import pooled, results_table, rows_of, sweep_tables
+from tests.benchmarks.summary import summary
 
 README = Path(__file__).parents[2] / "README.md"
 RESULTS = Path(__file__).with_name("results")
+PAGES = (README, RESULTS / "README.md")
+
+SUITES = ("text5", "text13", "vision8", "vision12", "clip8")
+"""Columns of the table of all suites, as far as they are measured."""
 
 _BLOCK = re.compile(r"(<!-- results: ([a-z0-9-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 def write() -> None:
-    """Write the README anew, and the figures it shows."""
-    README.write_text(with_results(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write both pages anew, and the figures they show."""
+    for page in PAGES:
+        page.write_text(with_results(page.read_text(encoding="utf-8")), encoding="utf-8")
     for file in sorted(RESULTS.glob("*.json")):
         content = _read(file.stem)
         if "runs" in content:
@@ -39,12 +46,14 @@ def write() -> None:
 
 
 def with_results(text: str) -> str:
-    """The README's text with every table made anew."""
+    """The text of a page with every table made anew."""
     return _BLOCK.sub(lambda found: f"{found[1]}{block(found[2])}{found[3]}", text)
 
 
 def block(name: str) -> str:
-    """The table of one result, what it was measured with, and its figures."""
+    """The table of all suites, or of one result with what it was measured with and its figures."""
+    if name == "suites":
+        return as_markdown(summary([_read(one) for one in SUITES if _file(one).is_file()]))
     content = _read(name)
     machine = content["machine"]
     where = (
@@ -53,19 +62,22 @@ def block(name: str) -> str:
     )
     if "merges" in content:
         return f"{_costs(content)}\n{where}"
-    place = RESULTS.relative_to(README.parent).as_posix()
     runs, tasks = [rows_of(run) for run in content["runs"]], content["tasks"]
     tables = "\n".join(map(as_markdown, [results_table(runs, tasks), *sweep_tables(runs, tasks)]))
     return (
         f"{tables}\n{where}\n"
-        f"![Accuracy by task]({place}/{name}-accuracy.svg)\n"
-        f"![Accuracy against added parameters]({place}/{name}-added.svg)\n"
+        f"![Accuracy by task]({name}-accuracy.svg)\n"
+        f"![Accuracy against added parameters]({name}-added.svg)\n"
     )
 
 
 def _read(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(_file(name).read_text(encoding="utf-8"))
     return content
+
+
+def _file(name: str) -> Path:
+    return RESULTS / f"{name}.json"
 
 
 def _costs(content: Mapping[str, Any]) -> str:

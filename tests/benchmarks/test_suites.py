@@ -4,6 +4,7 @@ import gzip
 import importlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +51,7 @@ def bench(monkeypatch):
         "text",
         "clip",
         "vit",
+        "summary",
         "warm",
     )
     modules = {
@@ -224,7 +226,7 @@ def test_a_clip_is_fine_tuned_under_heads_that_stay_embeddings_of_text(bench, no
 
 def row(name: str, correct: int):
     """A row of one task with ten samples."""
-    return Row(name, name, False, {"t": Score(correct, 10)})
+    return Row(name, name, "+" in name, {"t": Score(correct, 10)}, added=0)
 
 
 def test_several_seeds_are_a_mean_and_a_standard_deviation(bench):
@@ -293,12 +295,46 @@ def test_a_cell_that_failed_leaves_nothing_behind(bench, tmp_path):
     assert cells.get("kind", {"a": 2}, lambda folder: None) != made
 
 
-def test_the_readme_shows_the_results_that_are_kept(bench):
-    text = bench.readme.README.read_text(encoding="utf-8")
+def test_all_suites_are_one_table_of_what_each_has_measured(bench):
+    chosen = bench.comparison.Chosen("task-arithmetic:lambda=0.2", "ties:lambda=1")
+    plan = bench.comparison.Plan(5, 8, chosen)
+    moma, paper = (
+        f"{chosen.task_arithmetic}{plan.ends['w/ MOMA']}",
+        plan.ends["w/ MOMA as in the paper"],
+    )
 
-    assert bench.readme.with_results(text) == text
+    def content(name: str, *seeds: dict[str, int]):
+        runs = [bench.results.Rows([row(*one) for one in seed.items()]) for seed in seeds]
+        kept = [bench.results.as_json(run) for run in runs]
+        return {"suite": name, "plan": asdict(plan), "tasks": ["t"], "runs": kept}
+
+    merges = {chosen.task_arithmetic: 4, "dare": 6, "iso-c": 5, f"ties:lambda=1{paper}": 7}
+    one = content("one", {"fine-tuned": 10, **merges, moma: 7})
+    two = content("two", *({"fine-tuned": 9, "together": 8, "average": n} for n in (3, 5)))
+    table = bench.summary.summary([one, two])
+
+    shown = {
+        (line.label, line.indented): [cell.text for cell in line.cells] for line in table.lines
+    }
+    assert table.header == ["Method", "one (1 tasks, 1 seed)", "two (1 tasks, 2 seeds)"]
+    assert shown["Fine-tuned", False] == ["100.0", "90.0 ± 0.0"]
+    assert shown["Traditional MTL", False] == ["-", "80.0 ± 0.0"]
+    assert shown["best other merge", False] == ["60.0 (dare)", "-"]
+    assert shown["average", False] == ["-", "40.0 ± 14.1"]
+    assert shown["won back by task-arithmetic w/ MOMA", False] == ["50 %", "-"]
+    aligned = [
+        line.cells[0].text for line in table.lines if line.label == "w/ MOMA as in the paper"
+    ]
+    assert aligned == ["-", "-", "70.0"]
+
+
+def test_the_pages_show_the_results_that_are_kept(bench):
+    pages = [page.read_text(encoding="utf-8") for page in bench.readme.PAGES]
+
+    assert [bench.readme.with_results(text) for text in pages] == pages
     for file in bench.readme.RESULTS.glob("*.json"):
-        assert f"<!-- results: {file.stem} -->" in text
+        assert f"<!-- results: {file.stem} -->" in "".join(pages)
     for figure in bench.readme.RESULTS.glob("*.svg"):
         content = figure.with_name(f"{figure.stem.rpartition('-')[0]}.json")
         assert bench.cells.digest_of_files(content) in figure.read_text(encoding="utf-8")
+        assert f"]({figure.name})" in pages[1]
