@@ -1,4 +1,4 @@
-"""What an alignment could be made of instead, on the five tasks of `moma demo`.
+"""What an alignment could be made of instead, on the tasks of `moma demo` or of a suite.
 
     element           a mask entry per parameter: the default
     row, tensor       one mask entry for each row of a matrix, or for each tensor
@@ -7,9 +7,14 @@
     bfloat16          the encoder's arithmetic of the steps in half precision
     logits, features  one part of the objective instead of both
     no prior          rotations of what the samples show alone
+    similarity, scaling, linear   other transforms in closed form
+    orthogonal        the default's transforms, without a mask
     paper             the paper's recipe
 
-With --samples it learns from fewer samples of each task than there are.
+With --samples it learns from fewer samples of each task than there are. What a suite has trained
+is merged by `moma merge OUT/cells/expert-*/* --base OUT/cells/base-* -o MERGED`; its samples are
+`unlabeled` and `labeled` in `OUT/cells/images-*` or `texts-*`.
+
 Prints the objective on the unlabeled samples, summed over tasks, the accuracy on others, and
 processor seconds of the whole command.
 """
@@ -29,11 +34,14 @@ from torch import Tensor, nn
 
 from momacli.align import align
 from momacli.alignment.mask import MaskedEncoder
-from momacli.alignment.settings import Settings, paper
+from momacli.alignment.settings import Settings, Transform, paper
 from momacli.data.reading import Reading
 from momacli.data.sampling import Sampling
 from momacli.evaluate import evaluate
 from momacli.features.families import FAMILIES, Moments
+
+FURTHER: tuple[Transform, ...] = ("similarity", "scaling", "linear")
+"""Families of transforms beside the default."""
 
 
 class GroupedMask(MaskedEncoder):
@@ -112,9 +120,11 @@ def _masked_by(kind: type[MaskedEncoder]) -> AbstractContextManager[Any]:
     return patch("momacli.alignment.fit.MaskedEncoder", kind)
 
 
-def choices(steps: int) -> dict[str, tuple[Settings, AbstractContextManager[Any]]]:
-    """Settings by name, and what is to be in force while they are used."""
-    plain = Settings(steps=steps)
+def choices(plain: Settings) -> dict[str, tuple[Settings, AbstractContextManager[Any]]]:
+    """Settings by name, and what is to be in force while they are used.
+
+    plain: the default but for what is said of all.
+    """
     return {
         "element": (plain, nullcontext()),
         "row": (plain, _masked_by(RowMask)),
@@ -125,32 +135,50 @@ def choices(steps: int) -> dict[str, tuple[Settings, AbstractContextManager[Any]
         "logits": (replace(plain, objective="logits"), nullcontext()),
         "features": (replace(plain, objective="features"), nullcontext()),
         "no prior": (replace(plain, prior=0.0), nullcontext()),
+        **{family: (replace(plain, transform=family), nullcontext()) for family in FURTHER},
+        "orthogonal": (replace(plain, mask="none"), nullcontext()),
         "paper": (paper(plain), nullcontext()),
     }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    parser.add_argument("--demo", type=Path, required=True, help="the folder of `moma demo`")
+    parser.add_argument("--demo", type=Path, help="the folder of `moma demo`, instead of these:")
+    parser.add_argument("--merged", type=Path, help="a merged model")
+    parser.add_argument("--unlabeled", type=Path, help="what it is aligned on")
+    parser.add_argument("--labeled", type=Path, help="what it is evaluated on")
     parser.add_argument("--only", nargs="+", help="some of the choices, by name")
     parser.add_argument("--steps", type=int, default=Settings().steps)
+    parser.add_argument("--batch-size", type=int, default=Settings().batch_size)
     parser.add_argument("--samples", type=int, help="of each task; default all there are")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print a line for each choice."""
     print(f"{'':12} {'objective':>9} {'accuracy':>8} {'CPU s':>7}")
-    demo: Path = arguments.demo
-    for name, (settings, in_force) in choices(arguments.steps).items():
+    merged, unlabeled, labeled = _places(arguments)
+    plain = Settings(steps=arguments.steps, batch_size=arguments.batch_size)
+    for name, (settings, in_force) in choices(plain).items():
         if name not in (arguments.only or [name]):
             continue
         with tempfile.TemporaryDirectory() as folder:
             output, began = Path(folder) / "aligned", time.process_time()
-            keywords = {"data": demo / "unlabeled", "settings": settings, "device": "cpu"}
+            keywords = {"data": unlabeled, "settings": settings, "device": "cpu"}
             keywords |= {"reading": Reading(Sampling(arguments.samples))}
             with in_force:
-                report = align(demo / "merged", output=output, checkpoint_every=0, **keywords)
+                report = align(merged, output=output, checkpoint_every=0, **keywords)
             seconds = time.process_time() - began
-            accuracy = evaluate([output], data=demo / "labeled").average(str(output))
+            accuracy = evaluate([output], data=labeled).average(str(output))
         objective = sum(one.objective_after for one in report.tasks.values())
         print(f"{name:12} {objective:9.4f} {100 * accuracy:8.1f} {seconds:7.1f}", flush=True)
+
+
+def _places(arguments: argparse.Namespace) -> list[Path]:
+    """The merged model, and the samples to align and to evaluate on."""
+    found = []
+    for name in ("merged", "unlabeled", "labeled"):
+        place: Path | None = getattr(arguments, name) or (arguments.demo and arguments.demo / name)
+        if place is None:
+            raise SystemExit(f"give --demo, or --{name}")
+        found.append(place)
+    return found

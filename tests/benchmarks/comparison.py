@@ -21,9 +21,10 @@ TOGETHER = "together"
 ALONE = (
     *("breadcrumbs", "dare", "della", "magmax", "pcb", "consensus", "sce", "model-stock"),
     *("multislerp", "karcher", "iso-c", "iso-cts", "tsv-m", "wudi", "orthomerge"),
+    *("orthomerge:variant=global", "directional", "emr", "tall-mask"),
     *("fisher", "regmean", "regmean++"),
 )
-"""Merges that are compared as they are, with their defaults."""
+"""Merges that are compared as they are, with their defaults; all there are but for those of two."""
 
 _PRECISION = "auto"
 """Of what is evaluated: in half the time where the machine is made for bfloat16."""
