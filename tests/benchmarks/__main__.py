@@ -14,7 +14,8 @@ and beside FusionBench's own steps where `--fusionbench` names an interpreter th
 `python -m tests.benchmarks features`: what methods cost that see cached features alone.
 
 `python -m tests.benchmarks choices --demo moma-demo`: what alignments would be worth with other
-masks, transforms and precision.
+masks, transforms and precision. `python -m tests.benchmarks SUITE … --choices all` measures the
+same on a suite, `--samples 10 40` with so few samples of each task.
 
 `python -m tests.benchmarks SUITE --data-root DIR --out DIR`: what merges and alignments are
 worth on real data. A suite is a file in `suites/`; see its docstring. Trained experts are kept in

@@ -9,12 +9,10 @@
     no prior          rotations of what the samples show alone
     similarity, scaling, linear   other transforms in closed form
     orthogonal        the default's transforms, without a mask
+    unpriored         these without the prior
     paper             the paper's recipe
 
-With --samples it learns from fewer samples of each task than there are. What a suite has trained
-is merged by `moma merge OUT/cells/expert-*/* --base OUT/cells/base-* -o MERGED`; its samples are
-`unlabeled` and `labeled` in `OUT/cells/images-*` or `texts-*`.
-
+With fewer samples of each task than there are it learns from these.
 Prints the objective on the unlabeled samples, summed over tasks, the accuracy on others, and
 processor seconds of the whole command.
 """
@@ -24,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -137,48 +135,52 @@ def choices(plain: Settings) -> dict[str, tuple[Settings, AbstractContextManager
         "no prior": (replace(plain, prior=0.0), nullcontext()),
         **{family: (replace(plain, transform=family), nullcontext()) for family in FURTHER},
         "orthogonal": (replace(plain, mask="none"), nullcontext()),
+        "unpriored": (replace(plain, mask="none", prior=0.0), nullcontext()),
         "paper": (paper(plain), nullcontext()),
     }
 
 
+@dataclass(frozen=True)
+class Place:
+    """What is aligned, on what, and what is evaluated."""
+
+    merged: Path
+    unlabeled: Path
+    labeled: Path
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    parser.add_argument("--demo", type=Path, help="the folder of `moma demo`, instead of these:")
-    parser.add_argument("--merged", type=Path, help="a merged model")
-    parser.add_argument("--unlabeled", type=Path, help="what it is aligned on")
-    parser.add_argument("--labeled", type=Path, help="what it is evaluated on")
+    parser.add_argument("--demo", type=Path, required=True, help="the folder of `moma demo`")
     parser.add_argument("--only", nargs="+", help="some of the choices, by name")
     parser.add_argument("--steps", type=int, default=Settings().steps)
-    parser.add_argument("--batch-size", type=int, default=Settings().batch_size)
     parser.add_argument("--samples", type=int, help="of each task; default all there are")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a line for each choice."""
+    """Print a line for each choice, on the tasks of `moma demo`."""
+    demo: Path = arguments.demo
+    place = Place(demo / "merged", demo / "unlabeled", demo / "labeled")
+    measure(place, Settings(steps=arguments.steps), arguments.only, arguments.samples)
+
+
+def measure(place: Place, plain: Settings, only: Sequence[str] | None, samples: int | None) -> None:
+    """Print a line for each choice.
+
+    only: some of them, by name.
+    samples: of each task; all there are if None.
+    """
     print(f"{'':12} {'objective':>9} {'accuracy':>8} {'CPU s':>7}")
-    merged, unlabeled, labeled = _places(arguments)
-    plain = Settings(steps=arguments.steps, batch_size=arguments.batch_size)
     for name, (settings, in_force) in choices(plain).items():
-        if name not in (arguments.only or [name]):
+        if name not in (only or [name]):
             continue
         with tempfile.TemporaryDirectory() as folder:
             output, began = Path(folder) / "aligned", time.process_time()
-            keywords = {"data": unlabeled, "settings": settings, "device": "cpu"}
-            keywords |= {"reading": Reading(Sampling(arguments.samples))}
+            keywords = {"data": place.unlabeled, "settings": settings, "device": "cpu"}
+            keywords |= {"reading": Reading(Sampling(samples))}
             with in_force:
-                report = align(merged, output=output, checkpoint_every=0, **keywords)
+                report = align(place.merged, output=output, checkpoint_every=0, **keywords)
             seconds = time.process_time() - began
-            accuracy = evaluate([output], data=labeled).average(str(output))
+            accuracy = evaluate([output], data=place.labeled).average(str(output))
         objective = sum(one.objective_after for one in report.tasks.values())
         print(f"{name:12} {objective:9.4f} {100 * accuracy:8.1f} {seconds:7.1f}", flush=True)
-
-
-def _places(arguments: argparse.Namespace) -> list[Path]:
-    """The merged model, and the samples to align and to evaluate on."""
-    found = []
-    for name in ("merged", "unlabeled", "labeled"):
-        place: Path | None = getattr(arguments, name) or (arguments.demo and arguments.demo / name)
-        if place is None:
-            raise SystemExit(f"give --demo, or --{name}")
-        found.append(place)
-    return found

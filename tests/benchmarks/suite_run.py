@@ -3,13 +3,18 @@
 import argparse
 import importlib
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
+from momacli.alignment.settings import Settings
 from momacli.cli.compare import print_table
 from momacli.cli.listening import listening
 from momacli.comparing.plan import Sweeps
+from momacli.comparing.specs import read_specs
+from momacli.merge import merge
+from tests.benchmarks import choices
 from tests.benchmarks.cells import Cells
 from tests.benchmarks.comparison import (
     Chosen,
@@ -53,27 +58,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-ratios", type=float, nargs="+", default=[], help=sweep)
     parser.add_argument("--masking-rates", type=float, nargs="+", default=[], help=sweep)
     parser.add_argument(
+        "--choices",
+        nargs="+",
+        help="no rows, but other alignments of task arithmetic: all, or names of `choices`",
+    )
+    parser.add_argument("--samples", type=int, nargs="+", help="of each task, for --choices")
+    parser.add_argument(
         "--transductive", action="store_true", help="adapt to the samples that are evaluated"
     )
 
 
 def run_suite(arguments: argparse.Namespace) -> None:
-    """Print the table of a suite and write OUT/SUITE.json."""
+    """Print the table of a suite and write OUT/SUITE.json; or what its `--choices` are worth."""
     module, cells = suite_named(arguments.suite), Cells(arguments.out / "cells")
     sweeps = Sweeps(arguments.masking_rates, arguments.data_ratios)
-    chosen, runs = Chosen(), []
+    chosen, runs = None, []
     with listening() as listener:
         for seed in arguments.seeds:
             suite = module.prepare(arguments, seed, cells)
             setting = Setting(arguments.out, seed, arguments.transductive, listener)
-            if arguments.choose and not runs:
-                chosen = choose(suite, setting)
+            if chosen is None:
+                chosen = choose(suite, setting) if arguments.choose else Chosen()
             plan = Plan(
                 arguments.align_steps, arguments.align_batch_size, chosen, arguments.own_length
             )
+            if arguments.choices:
+                _measure_choices(suite, plan, seed, arguments)
+                continue
             methods = arguments.methods or plan.methods
             own = Sweeps() if runs else sweeps
             runs.append(_rows(suite, plan, methods, setting, own, arguments.together))
+    if arguments.choices:
+        return
     tasks = sorted(suite.experts)
     for table in [results_table(runs, tasks), *sweep_tables(runs, tasks)]:
         print_table(table)
@@ -91,6 +107,27 @@ def run_suite(arguments: argparse.Namespace) -> None:
     target = arguments.out / f"{name}.json"
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"written: {target}")
+
+
+def _measure_choices(suite: Suite, plan: Plan, seed: int, arguments: argparse.Namespace) -> None:
+    """Other alignments of task arithmetic than the default, as `choices` has them."""
+    (step,) = read_specs([plan.chosen.task_arithmetic])[0]
+    for samples in arguments.samples or [None]:
+        print(f"\nseed {seed}, samples of each task: {samples or 'all'}")
+        with tempfile.TemporaryDirectory() as folder:
+            merged = Path(folder) / "merged"
+            merge(
+                list(suite.experts.values()),
+                base=suite.base,
+                method=step.merge.name,
+                options=step.merge.own_options,
+                scope=step.merge.scope,
+                output=merged,
+            )
+            place = choices.Place(merged, suite.unlabeled(transductive=False), suite.labeled)
+            length = Settings(steps=plan.steps, batch_size=plan.batch_size, seed=seed)
+            only = None if arguments.choices == ["all"] else arguments.choices
+            choices.measure(place, length, only, samples)
 
 
 def _rows(
