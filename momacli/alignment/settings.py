@@ -50,14 +50,16 @@ class Settings:
         with weight `alpha`, projected on O(d) only if `project` is set.
     prior: of how many more samples along each axis it counts that features stay as they are
         (see `features.families.moments`); 0 is the paper's. In closed form alone, of eight image
-        tasks with 10, 40 and 160 samples each (45.6 merged, 59.3 fine-tuned): 33.2, 45.8 and 49.1
-        without, 46.0, 47.8 and 49.2 with 30; of five text tasks with 20 and 200 (58.8, 70.1):
-        55.9 and 67.0 without, 61.0 and 66.6 with 30.
+        tasks with 10, 40 and 160 samples each (45.8 merged, 59.6 fine-tuned): 33.8, 47.2 and 49.7
+        without, 46.7, 48.9 and 49.4 with 30; of five text tasks with 20 and 200 (58.8, 70.1):
+        55.9 and 67.0 without, 61.0 and 66.6 with 30. (`python -m tests.benchmarks vision8 ...
+        --choices orthogonal unpriored --samples 10 40 160` prints such numbers.)
     objective: "logits" is KL(fine-tuned || merged) through the frozen heads, "features" the
         paper's E|A z_m - z_t|_2, "both" the sum of the first and the second in units of the
-        features' length. With 100 steps of 8 on the image tasks, some 60 samples each and then
-        all of some 660: logits 52.4 and 54.9, both 53.8 and 55.2, features 53.6 and 54.9; with
-        50 steps of 8 on the text tasks: 68.5, 69.8, 69.6.
+        features' length. With 100 steps of 8 on the image tasks, 60 samples each and then all of
+        them (`--choices element logits features --samples 60 2000`): logits 52.1 and 54.7, both
+        53.1 and 55.0, features 53.1 and 54.7; with 50 steps of 8 on the text tasks: 68.5, 69.8,
+        69.6.
     headroom: theta = theta_0 + headroom * M * tau; "auto" lets the multi-task vector grow to
         the norm of the full sum of the task vectors; 1 is the paper's, which can only shrink it.
     start: initial value of S; "merged" starts at the merged model itself,

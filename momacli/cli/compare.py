@@ -63,9 +63,9 @@ def compare(
         typer.Option(
             metavar="all|paper|LIST",
             help="Rows, joined by commas: a merge method, and perhaps + and an alignment of its "
-            "result (surgery, probsurgery, surgery-v2, aligned-c, orthogonal, moma, or paper for "
-            "moma as published); options behind colons. paper alone (default): the rows of its "
-            "Table 2. all: every method with its defaults. Repeatable.",
+            "result (surgery, probsurgery, surgery-v2, aligned-c, orthogonal, linear, moma, or "
+            "paper for moma as published); options behind colons. paper alone (default): the rows "
+            "of its Table 2. all: every method with its defaults. Repeatable.",
         ),
     ] = None,
     masking_rates: Annotated[

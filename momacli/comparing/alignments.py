@@ -31,10 +31,12 @@ _TITLES = {
 ALIGNMENTS: Mapping[str, Alignment] = {
     **{name: Alignment(_TITLES.get(name, name), ("--method", name)) for name in FILES},
     "orthogonal": Alignment("Orthogonal", ("--mask", "none")),
+    "linear": Alignment("Linear", ("--mask", "none", "--transform", "linear")),
     "moma": Alignment("MOMA", has_mask=True),
     "paper": Alignment("MOMA as in the paper", ("--recipe", "paper"), has_mask=True),
 }
-"""Name in a row -> what it stands for; "orthogonal" is the closed form of the paper's Table 4."""
+"""Name in a row -> what it stands for; "orthogonal" is the closed form of the paper's Table 4,
+"linear" the same with maps of any kind."""
 
 _KINDS: Mapping[str, type] = {
     "transform": str,

@@ -3,7 +3,7 @@
     minimise sum_i |A z_m,i + b - z_t,i|^2   over A, b in the family   (MOMA Eq. 7 and Table 1)
 
     affine      none                A = A_lin + (C' - A_lin G') (G' + ridge I)^-1, b = the rest
-    linear      b = 0               A = sQ + (C - sQ G) (G + ridge I)^-1
+    linear      b = 0               A = sQ + (C - sQ G) (G + (ridge + p) I)^-1
     invertible  b = 0, det A != 0   the linear one, its condition number cut
     similarity  A^T A = s^2 I       A = s Q, s = tr(Q^T C) / tr(G)
     orthogonal  A^T A = I           A = Q = U V^T                    (Schönemann 1966)
@@ -15,7 +15,8 @@ it was, and on the samples that are fitted affine <= linear <= similarity <= ort
 the squared distance exactly. Table 1 writes A^T A = sI for similarities, with s^2 here.
 
 Samples say nothing of directions that they do not span, where the polar factor of C is any
-rotation. A prior, by default none, draws Q to the identity: it is the polar factor of C + pI.
+rotation, and little where they are few. A prior, by default none, draws Q to the identity, which
+is the polar factor of C + pI, and linear maps to the similarity.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ class Moments:
 
     cross: Float[Tensor, "T d d"]  # C = E[z_t z_m^T]
     gram: Float[Tensor, "T d d"]  # G = E[z_m z_m^T]
-    prior: Float[Tensor, " T"]  # p, what the identity weighs beside C
+    prior: Float[Tensor, " T"]  # p, what the identity weighs beside C and G
 
 
 def moments(
@@ -52,7 +53,8 @@ def moments(
     """Return the moments of one pair of feature sets, T = 1.
 
     prior: of how many more samples the identity is worth along each axis: samples as long as
-        z_m is along an axis in the mean, which are to stay as they are.
+        z_m is along an axis in the mean, which are to stay as they are (of the linear family, to
+        be as the similarity maps them).
     """
     z_m, z_t = merged.double(), finetuned.double()
     cross, gram = (z_t.mT @ z_m)[None] / len(z_m), (z_m.mT @ z_m)[None] / len(z_m)
@@ -83,7 +85,10 @@ def scaling(given: Moments) -> Float[Tensor, "T d d"]:
 
 
 def linear(given: Moments) -> Float[Tensor, "T d d"]:
-    """Return the best matrix, with a small ridge; any may come out, singular ones too."""
+    """Return the best matrix, with a small ridge; any may come out, singular ones too.
+
+    The prior is as many more samples along each axis, that the similarity maps.
+    """
     return _drawn_towards(similarity(given), given)
 
 
@@ -97,11 +102,11 @@ def invertible(given: Moments) -> Float[Tensor, "T d d"]:
 
 
 def _drawn_towards(prior: Float[Tensor, "T d d"], given: Moments) -> Float[Tensor, "T d d"]:
-    """Return argmin E|A z_m - z_t|^2 + ridge |A - prior|^2."""
+    """Return argmin E|A z_m - z_t|^2 + (ridge + p) |A - prior|^2."""
     d = given.gram.shape[-1]
     eye = torch.eye(d, dtype=given.gram.dtype, device=given.gram.device)
     size = given.gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=1e-300)
-    regular = given.gram + RIDGE * size[:, None, None] * eye
+    regular = given.gram + (RIDGE * size + given.prior)[:, None, None] * eye
     step: Tensor = torch.linalg.solve(regular, (given.cross - prior @ given.gram).mT)
     return prior + step.mT
 

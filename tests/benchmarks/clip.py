@@ -31,6 +31,9 @@ _TEMPLATES = {
     "mnist": TEMPLATES["mnist"],
     "sign_digits": ("a photo of a hand that shows {}.",),
 }
+NORMALISES = True
+"""Whether heads normalise the features."""
+
 _EMBEDDING = 128
 _TEXT = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
 _PIXELS = {"mean": [0.5] * 3, "std": [0.5] * 3}

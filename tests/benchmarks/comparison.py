@@ -43,6 +43,7 @@ class Suite:
     samples: Path  # unlabeled/, labeled/ and validation/, disjoint; held-out/ is labeled's alone
     about: Mapping[str, Any]  # for the record
     together: Callable[[], Path]  # models of one encoder trained on all tasks, by task
+    normalises: bool = False  # whether heads do so with features, so that only rotations fit
 
     @property
     def labeled(self) -> Path:
@@ -84,6 +85,7 @@ class Plan:
     batch_size: int  # of each task
     chosen: Chosen = Chosen()
     own_length: bool = False  # whether there is a row of moma with its own steps and batch size
+    linear: bool = True  # whether there are rows of linear maps
 
     @property
     def methods(self) -> list[str]:
@@ -95,22 +97,25 @@ class Plan:
             f"concrete-adamerging:mask-steps={self.steps}:{steps}:{size}",
         )
         ends = ["", *self.ends.values()]
-        merge = self.chosen.task_arithmetic
-        longer = [f"{merge}+moma"] if self.own_length else []
-        linear = f"{merge}+moma:transform=linear:{steps}:{size}"
+        longer = [f"{self.chosen.task_arithmetic}+moma"] if self.own_length else []
         rows = [f"{base}{end}" for base in self.chosen.bases for end in ends]
-        return [*ALONE, *adapted, *rows, *longer, linear]
+        return [*ALONE, *adapted, *rows, *longer]
 
     @property
     def ends(self) -> dict[str, str]:
         """What follows a merge in the rows of its alignments, by what tables call them."""
         size = f"batch-size={self.batch_size}"
+        linear = {
+            "w/ linear alone": "+linear",
+            "w/ MOMA, linear": f"+moma:transform=linear:steps={self.steps}:{size}",
+        }
         return {
             "w/ Surgery": "+surgery",
             "w/ ProbSurgery": "+probsurgery",
             "w/ orthogonal alone": "+orthogonal",
             "w/ MOMA as in the paper": f"+paper:steps={2 * self.steps}:{size}",
             "w/ MOMA": f"+moma:steps={self.steps}:{size}",
+            **(linear if self.linear else {}),
         }
 
     @property

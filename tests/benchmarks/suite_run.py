@@ -80,7 +80,11 @@ def run_suite(arguments: argparse.Namespace) -> None:
             if chosen is None:
                 chosen = choose(suite, setting) if arguments.choose else Chosen()
             plan = Plan(
-                arguments.align_steps, arguments.align_batch_size, chosen, arguments.own_length
+                arguments.align_steps,
+                arguments.align_batch_size,
+                chosen,
+                arguments.own_length,
+                linear=not suite.normalises,
             )
             if arguments.choices:
                 _measure_choices(suite, plan, seed, arguments)

@@ -39,6 +39,11 @@ class Suite:
             [row.name for row in runs[0].rows if row.added == 0 and not row.indented],
         )
 
+    def aligned(self, merge: str, label: str) -> str:
+        """The name of the row of an alignment, by what it is called here; "" if there is none."""
+        ends = {**self.plan.ends, _LONGER: _OWN_LENGTH}
+        return f"{merge}{ends[label]}" if label in ends else ""
+
     def mean(self, name: str) -> float | None:
         """Over the seeds; None where the row was not made."""
         return statistics.mean(self.averages[name]) if name in self.averages else None
@@ -82,15 +87,11 @@ def summary(contents: Sequence[Mapping[str, Any]]) -> Table:
     for number, merge in enumerate(BASES):
         bases = [suite.plan.chosen.bases[number] for suite in suites]
         lines.append(_line(merge, False, suites, bases))
-        for label in suites[0].plan.ends:
-            rows = [
-                f"{base}{suite.plan.ends[label]}" for base, suite in zip(bases, suites, strict=True)
-            ]
-            lines.append(_line(label, True, suites, rows))
-        if merge == "task-arithmetic":
-            rows = [f"{base}{_OWN_LENGTH}" for base in bases]
-            lines.append(_line(_LONGER, True, suites, rows))
-    for label in ("w/ MOMA", _LONGER):
+        labels = [*Plan(1, 1).ends, *([_LONGER] if merge == "task-arithmetic" else [])]
+        for label in labels:
+            names = [suite.aligned(base, label) for base, suite in zip(bases, suites, strict=True)]
+            lines.append(_line(label, True, suites, names))
+    for label in ("w/ linear alone", "w/ MOMA", "w/ MOMA, linear", _LONGER):
         cells = [_won_back(suite, label) for suite in suites]
         lines.append(Line(f"won back by task-arithmetic {label}", False, cells))
     return Table(["Method", *(suite.title for suite in suites)], lines)
@@ -116,9 +117,7 @@ def _line(
 
 def _won_back(suite: Suite, label: str) -> Cell:
     merge = suite.plan.chosen.task_arithmetic
-    end = _OWN_LENGTH if label == _LONGER else suite.plan.ends[label]
-    names = (FINE_TUNED, merge, f"{merge}{end}")
-    above, below, found = map(suite.mean, names)
+    above, below, found = map(suite.mean, (FINE_TUNED, merge, suite.aligned(merge, label)))
     if above is None or below is None or found is None:
         return Cell(_NOT_MEASURED)
     return Cell(f"{100 * (found - below) / (above - below):.0f} %")

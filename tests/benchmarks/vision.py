@@ -127,6 +127,7 @@ def prepare(
             **counts,
         },
         lambda: trained("together", *tasks),
+        normalises=family.NORMALISES,
     )
 
 

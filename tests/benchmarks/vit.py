@@ -17,6 +17,9 @@ from momacli.models.small_vit import save_image_processor, save_small_vit, with_
 from tests.benchmarks import training
 from tests.benchmarks.images import ImagePack, varied, varied_together
 
+NORMALISES = False
+"""Whether heads normalise the features."""
+
 
 @dataclass(frozen=True)
 class Sizes:

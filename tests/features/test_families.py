@@ -81,7 +81,32 @@ def test_of_directions_without_samples_a_prior_leaves_each_as_it_is():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("family", ["orthogonal", "similarity"])
+def test_for_linear_maps_a_prior_is_samples_that_the_similarity_maps(features):
+    merged, finetuned = features[:, :20]
+    rigid = similarity(moments(merged, finetuned, prior=7.0))[0]
+    size = merged.square().mean().sqrt()
+    staying = (size * torch.eye(5, dtype=torch.float64)).repeat(7, 1)
+    shown = torch.cat([merged, staying]), torch.cat([finetuned, staying @ rigid.mT])
+
+    found = linear(moments(merged, finetuned, prior=7.0))[0]
+
+    expected = np.linalg.lstsq(*(one.numpy() for one in shown), rcond=None)[0].T
+    np.testing.assert_allclose(found, expected, atol=2e-3)  # the ridge
+
+
+def test_of_few_samples_a_prior_finds_the_linear_map_that_holds_for_others():
+    generator = torch.Generator().manual_seed(0)
+    merged = torch.randn(400, 40, generator=generator, dtype=torch.float64)
+    finetuned = merged + 0.5 * torch.randn(400, 40, generator=generator, dtype=torch.float64)
+
+    def error(prior: float) -> float:
+        map_ = linear(moments(merged[:50], finetuned[:50], prior=prior))[0]
+        return loss(merged[50:], finetuned[50:], map_)
+
+    assert error(30.0) < 0.5 * error(0.0)
+
+
+@pytest.mark.parametrize("family", ["orthogonal", "similarity", "linear"])
 def test_the_more_samples_the_less_a_prior_weighs(features, family):
     distances = []
     for copies in (1, 10, 100):
