@@ -112,6 +112,7 @@ class Plan:
         return {
             "w/ Surgery": "+surgery",
             "w/ ProbSurgery": "+probsurgery",
+            "w/ Aligned-C": "+aligned-c",
             "w/ orthogonal alone": "+orthogonal",
             "w/ MOMA as in the paper": f"+paper:steps={2 * self.steps}:{size}",
             "w/ MOMA": f"+moma:steps={self.steps}:{size}",
