@@ -77,15 +77,15 @@ def align(
         str | None,
         typer.Option(
             metavar="FAMILY",
-            help="orthogonal (default), similarity, scaling or linear, in closed form; penalty is "
-            "the paper's soft constraint.",
+            help="orthogonal (default), similarity, scaling or linear, in closed form; linear wins "
+            "more where heads do not normalise. penalty is the paper's soft constraint.",
         ),
     ] = None,
     prior: Annotated[
         float | None,
         typer.Option(
             help="Of how many more samples along each axis it counts that features stay as they "
-            "are; default 30. Keeps few samples from turning what they do not show."
+            "are; default 30. Keeps few samples from changing what they do not show."
         ),
     ] = None,
     objective: Annotated[
