@@ -47,8 +47,8 @@ class Settings:
         cross-covariance, solved anew every `solve_every` steps. "similarity", "scaling" and
         "linear" are other families in closed form; a linear head absorbs any of them without
         a parameter, but they are no longer rigid. Linear maps won more: on task arithmetic of
-        eight image tasks 54.2 against 49.9 without a mask and 55.9 against 54.9 with one, of five
-        text tasks 70.5 against 67.2 and 71.0 against 69.8 (`tests/benchmarks/results`). They are
+        eight image tasks 54.1 against 49.7 without a mask and 56.0 against 55.4 with one, of five
+        text tasks 70.5 against 67.1 and 71.0 against 69.8 (`tests/benchmarks/results`). They are
         no default, for heads that normalise features can absorb rotations alone, and only
         rotations keep lengths and angles of features, which other uses of them rest on.
         "penalty" is the paper's soft |A^T A - I| with weight `alpha`, projected on O(d) only if
