@@ -1,6 +1,8 @@
 """Real processes: their memory, their progress, their errors and their end."""
 
-import os
+import signal
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -44,15 +46,27 @@ def test_the_error_of_a_process_is_raised_here_with_details_and_hint(merge):
     assert caught.value.hint
 
 
-def test_a_process_ends_with_the_one_who_waits_for_it(merge):
+def test_a_process_ends_with_the_one_who_waits_for_it(merge, tmp_path, monkeypatch):
+    script = tmp_path / "forever"
+    script.write_text(f"#!/bin/sh\necho '{encode(Notice('begun'))}' >&2\nexec sleep 60\n")
+    script.chmod(0o755)
+    started = []
+
+    class Kept(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+
     def stop(event):
         raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(subprocess, "Popen", Kept)
 
     with pytest.raises(KeyboardInterrupt):
         run_process(merge, stop)
 
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
 
 
 def test_events_are_read_as_they_were_written_and_text_is_none():
