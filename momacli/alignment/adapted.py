@@ -19,6 +19,8 @@ from momacli.models.interface import Batch, Head
 from momacli.models.precision import computing_in
 from momacli.models.separate_head import SeparateHead
 
+_FEW = 4  # samples of the first batch, which show where the head and the blocks are
+
 
 @dataclass(frozen=True)
 class Adapters:
@@ -84,11 +86,12 @@ def answers(
     deep: list[DeepEncoder] = []  # likewise
 
     def answer(batch: Batch) -> Tensor:
+        few = {key: value[:_FEW] for key, value in batch.items()}
         if not heads:
-            network.find_head(batch)
+            network.find_head(few)
             heads.append(network.head(reader(model), model.keys))
         if mend is not None and mend.blocks and not deep:
-            deep.append(DeepEncoder(network, batch))
+            deep.append(DeepEncoder(network, few))
             deep[0].check(mend.blocks, model.task)
         with computing_in(precision, network.device):
             found = deep[0](batch, mend.blocks)[1] if mend and deep else network.features(batch)

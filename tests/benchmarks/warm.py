@@ -1,6 +1,6 @@
 """Commands of moma in processes that have torch and transformers already.
 
-A suite runs hundreds of commands, each of which would spend 9 seconds of a processor on imports.
+A suite runs hundreds of commands, each of which would spend 10 seconds of a processor on imports.
 How long a command took is told as always; how much memory it had is not.
 """
 
@@ -18,7 +18,8 @@ from momacli.errors import MomaError
 from momacli.progress import Listener
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "transformers", "momacli.align", __name__])
+_PRELOADED = ("transformers.modeling_utils", "transformers.modeling_layers", "open_clip")
+_context.set_forkserver_preload(["torch", *_PRELOADED, "momacli.align", __name__])
 
 
 def run_warm(arguments: Sequence[str], _listener: Listener) -> Done:
