@@ -35,6 +35,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     adaptation,
+    alignment_cost,
     choices,
     headers,
     large,
@@ -43,34 +44,6 @@ from tests.benchmarks import (
     readme,
     suite_run,
 )
-from tests.benchmarks.steps import measured_step
-
-ALIGNMENTS = (("vit-b32", 8, 4), ("small", 8, 4), ("small", 8, 16))
-"""Size of the encoder, tasks, and samples of each task in a step."""
-
-
-def align(arguments: argparse.Namespace) -> None:
-    """Measure steps of alignments; each kind in a process of its own, one thread each."""
-    print(f"{'':44} {'CPU s/step':>10} {'x plain':>8} {'own GB':>8} {'x encoder':>9}")
-    for size, tasks, batch in ALIGNMENTS:
-        floor = None
-        kinds = (("plain", tasks), ("moma-float32", tasks), ("moma", tasks), ("moma", 2))
-        for kind, count in (*kinds, ("naive", tasks)):
-            each = batch * tasks // count  # two tasks get as many samples in all
-            cost, found = measured_step("align_step", kind, size, count, each, arguments.steps)
-            seconds = found["seconds"]
-            floor = floor or seconds
-            print(
-                f"{f'{kind}, {size}, {count} tasks of {each}':44} {seconds:10.3f} "
-                f"{seconds / floor:8.2f} {cost.own / 1e9:8.2f} {cost.own / found['encoder']:9.1f}",
-                flush=True,
-            )
-        _, found = measured_step("align_step", "closed", size, tasks, 64, 1)
-        print(
-            f"{f'closed form, {size}, {tasks} tasks of 64':44} {found['seconds']:10.3f} in all, "
-            f"of which algebra {found['algebra']:.1%}",
-            flush=True,
-        )
 
 
 def main() -> None:
@@ -87,8 +60,8 @@ def main() -> None:
     large.add_arguments(command)
     command.set_defaults(run=large.run)
     command = commands.add_parser("align", help="what a step of an alignment costs")
-    command.add_argument("--steps", type=int, default=10, help="to measure of each kind")
-    command.set_defaults(run=align)
+    alignment_cost.add_arguments(command)
+    command.set_defaults(run=alignment_cost.run)
     command = commands.add_parser("features", help="what methods cost that see features alone")
     on_features.add_arguments(command)
     command.set_defaults(run=on_features.run)

@@ -21,6 +21,7 @@ from momacli.comparing.specs import BASES
 from momacli.comparing.table import Cell, Line, Table
 from momacli.figures.accuracy import draw_accuracy
 from momacli.figures.marks import COLOURS, MARKERS
+from tests.benchmarks.alignment_cost import StepCost
 from tests.benchmarks.cells import digest_of_files
 from tests.benchmarks.results import pooled, results_table, rows_of, sweep_tables
 from tests.benchmarks.summary import summary
@@ -61,7 +62,9 @@ def block(name: str) -> str:
         f"{machine['processor']}, torch {machine['torch']}.\n"
     )
     if "merges" in content:
-        return f"{_costs(content)}\n{where}"
+        return f"{_costs_of_merges(content['merges'])}\n{where}"
+    if "steps" in content:
+        return f"{_costs_of_steps([StepCost(**one) for one in content['steps']])}\n{where}"
     runs, tasks = [rows_of(run) for run in content["runs"]], content["tasks"]
     tables = "\n".join(map(as_markdown, [results_table(runs, tasks), *sweep_tables(runs, tasks)]))
     return (
@@ -80,16 +83,32 @@ def _file(name: str) -> Path:
     return RESULTS / f"{name}.json"
 
 
-def _costs(content: Mapping[str, Any]) -> str:
+def _costs_of_merges(merges: Sequence[Mapping[str, Any]]) -> str:
     """Processor time and memory of merges, by method; mergekit is 1."""
     header = ["Method", "CPU, first time", "again", "mergekit", "Memory (GB)", "mergekit"]
     lines = []
-    for row in content["merges"]:
+    for row in merges:
         first, again, theirs = (row[key] for key in ("hashing", "digests known", "mergekit"))
         ratios = [one["processor"] / theirs["processor"] for one in (first, again)]
         cells = [*(f"{ratio:.2f}" for ratio in ratios), f"{theirs['processor']:.1f} s"]
         memory = [f"{one['own'] / 1e9:.2f}" for one in (again, theirs)]
         lines.append(Line(row["method"], False, [Cell(cell) for cell in (*cells, *memory)]))
+    return as_markdown(Table(header, lines))
+
+
+def _costs_of_steps(steps: Sequence[StepCost]) -> str:
+    """Processor time and memory of steps, by encoder and samples; a plain training step is 1."""
+    kinds = ("moma", "moma-float32", "naive")
+    header = ["Encoder", "Samples", "Plain, CPU", *kinds, "Plain (GB)", *kinds]
+    lines = []
+    for plain in (step for step in steps if step.kind == "plain"):
+        like = (plain.size, plain.tasks, plain.batch)
+        own = {s.kind: s for s in steps if (s.size, s.tasks, s.batch) == like}
+        cells = [f"{plain.tasks} × {plain.batch}", f"{plain.seconds:.2f} s"]
+        cells += [f"{own[kind].seconds / plain.seconds:.2f}" for kind in kinds]
+        cells += [f"{own[kind].own / 1e9:.2f}" for kind in ("plain", *kinds)]
+        encoder = f"{plain.size} ({plain.encoder / 4e6:.1f} M)"
+        lines.append(Line(encoder, False, [Cell(cell) for cell in cells]))
     return as_markdown(Table(header, lines))
 
 
