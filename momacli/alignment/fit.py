@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,6 +21,7 @@ from momacli.alignment.transforms import PenalisedMatrices, RunningSolution, Tra
 from momacli.errors import OutOfMemoryError
 from momacli.features.families import FAMILIES, Moments, moments
 from momacli.features.procrustes import polar_factor
+from momacli.features.seen import seen_by
 from momacli.merging.ranks import Ranks
 from momacli.models.device import release_memory
 from momacli.models.interface import Encoder
@@ -201,7 +202,7 @@ def _objectives(
 
 
 def _moments(merged: Sequence[Tensor], tasks: Sequence[TaskData], settings: Settings) -> Moments:
-    """Return the moments of all samples of each task."""
+    """Return the moments of all samples of each task, and what the heads see of them."""
     each = [
         moments(z_m, task.finetuned, prior=settings.prior)
         for z_m, task in zip(merged, tasks, strict=True)
@@ -210,7 +211,15 @@ def _moments(merged: Sequence[Tensor], tasks: Sequence[TaskData], settings: Sett
         torch.cat([one.cross for one in each]),
         torch.cat([one.gram for one in each]),
         torch.cat([one.prior for one in each]),
+        _seen(tasks, settings),
     )
+
+
+def _seen(tasks: Sequence[TaskData], settings: Settings) -> list[Tensor]:
+    """What rotations are fitted to first; nothing where the objective is features alone."""
+    if settings.transform != "orthogonal" or settings.objective == "features":
+        return []
+    return [seen_by(task.head.weight, softmax=task.head.rest is None) for task in tasks]
 
 
 def _transforms(settings: Settings, full: Moments) -> Transforms:
@@ -219,7 +228,7 @@ def _transforms(settings: Settings, full: Moments) -> Transforms:
         start = eye.expand(full.cross.shape)
         return PenalisedMatrices(start, rate=settings.transform_rate, alpha=settings.alpha)
     return RunningSolution(
-        Moments(full.cross.clone(), full.gram.clone(), full.prior),
+        replace(full, cross=full.cross.clone(), gram=full.gram.clone()),
         family=settings.transform,
         memory=settings.memory,
         solve_every=settings.solve_every,

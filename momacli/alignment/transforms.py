@@ -1,6 +1,7 @@
 """The transforms A_t, one per task, while they are being found."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -67,7 +68,7 @@ class RunningSolution:
             self._moments.gram[t].lerp_(now.gram[0], 1 - self._memory)
         self._steps += 1
         if self._steps % self._solve_every == 0:
-            self.matrices = self._solve(self._moments).float()
+            self.matrices = self._solve(replace(self._moments, start=self.matrices)).float()
 
     def state(self) -> dict[str, Tensor]:
         """Return the running moments and the matrices in use."""

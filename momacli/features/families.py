@@ -6,7 +6,8 @@
     linear      b = 0               A = sQ + (C - sQ G) (G + (ridge + p) I)^-1
     invertible  b = 0, det A != 0   the linear one, its condition number cut
     similarity  A^T A = s^2 I       A = s Q, s = tr(Q^T C) / tr(G)
-    orthogonal  A^T A = I           A = Q = U V^T                    (Schönemann 1966)
+    orthogonal  A^T A = I           A = Q = U V^T                    (Schönemann 1966), or,
+                                    where heads are told of, as `features.seen` has it
     scaling     A diagonal          a_j = C_jj / G_jj
 where C = E[z_t z_m^T] = U S V^T and G = E[z_m z_m^T]; C' and G' are those of centred features.
 
@@ -19,7 +20,7 @@ rotation, and little where they are few. A prior, by default none, draws Q to th
 is the polar factor of C + pI, and linear maps to the similarity.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.procrustes import polar_factor
+from momacli.features.seen import rotation_seen
 
 RIDGE = 1e-3
 """Of the linear and affine families, as a share of the mean of G's diagonal: keeps few samples
@@ -40,11 +42,13 @@ without a bound the family would be the linear one."""
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of T pairs of feature sets, in float64."""
+    """Second moments of T pairs of feature sets, in float64, and what else maps are fitted to."""
 
     cross: Float[Tensor, "T d d"]  # C = E[z_t z_m^T]
     gram: Float[Tensor, "T d d"]  # G = E[z_m z_m^T]
     prior: Float[Tensor, " T"]  # p, what the identity weighs beside C and G
+    seen: Sequence[Float[Tensor, "d _"]] = ()  # what each head sees; without it all of a space
+    start: Float[Tensor, "T d d"] | None = None  # where searches begin, if not anew
 
 
 def moments(
@@ -65,7 +69,12 @@ def moments(
 def orthogonal(given: Moments) -> Float[Tensor, "T d d"]:
     """Return the best orthogonal matrix; its determinant may be -1."""
     eye = torch.eye(given.cross.shape[-1], dtype=given.cross.dtype, device=given.cross.device)
-    return polar_factor(given.cross + given.prior[:, None, None] * eye)
+    p = given.prior[:, None, None] * eye
+    if not given.seen:
+        return polar_factor(given.cross + p)
+    starts = [None] * len(given.seen) if given.start is None else given.start
+    each = zip(given.cross + p, given.gram + p, given.seen, starts, strict=True)
+    return torch.stack([rotation_seen(*one) for one in each])
 
 
 def similarity(given: Moments) -> Float[Tensor, "T d d"]:

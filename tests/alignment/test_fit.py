@@ -7,6 +7,7 @@ from torch import nn
 
 from momacli.alignment.encoding import TaskData, encode_all
 from momacli.alignment.fit import fit_alignment
+from momacli.alignment.objectives import logit_divergence
 from momacli.alignment.resume import Keeper
 from momacli.alignment.settings import Settings, paper
 from momacli.errors import DivergenceError, OutOfMemoryError, UsageError
@@ -92,7 +93,7 @@ def test_the_encoder_is_left_with_the_masked_weights(problem):
 def test_without_a_mask_the_weights_stay_and_the_closed_form_is_exact(problem):
     encoder, read_base, tasks = problem()
     merged = {name: value.detach().clone() for name, value in encoder.parameters.items()}
-    settings = Settings(mask="none", prior=0.0)
+    settings = Settings(mask="none", objective="features", prior=0.0)
     fitted = fit_alignment(encoder, read_base, tasks, settings, headroom=1.0)
 
     assert fitted.masks == {}
@@ -100,6 +101,21 @@ def test_without_a_mask_the_weights_stay_and_the_closed_form_is_exact(problem):
     assert all(torch.equal(value, merged[name]) for name, value in encoder.parameters.items())
     u, _, vh = torch.linalg.svd(tasks[0].finetuned.mT @ fitted.features_before[0])
     torch.testing.assert_close(fitted.transforms[0], u @ vh, atol=1e-5, rtol=0)
+
+
+def test_rotations_are_fitted_to_what_heads_see_first(problem):
+    _, _, tasks = problem()
+    seen, whole = (
+        fit_alignment(*problem(), Settings(mask="none", objective=objective), headroom=1.0)
+        for objective in ("both", "features")
+    )
+
+    def divergence(fitted):
+        pairs = zip(fitted.features_after, fitted.transforms, tasks, strict=True)
+        return sum(logit_divergence(z @ A.mT, t.finetuned, t.head).item() for z, A, t in pairs)
+
+    assert orthogonality_error(seen.transforms).max() < 1e-5
+    assert divergence(seen) < 0.9 * divergence(whole)
 
 
 @pytest.mark.parametrize("mask", ["element", "none"])
@@ -118,7 +134,7 @@ def test_of_few_samples_a_prior_finds_what_holds_for_others(problem):
     merged = encode_all(encoder, tasks, "all")
 
     def error(prior):
-        settings = Settings(mask="none", prior=prior)
+        settings = Settings(mask="none", objective="features", prior=prior)
         found = fit_alignment(encoder, read_base, shown, settings, headroom=1.0)
         pairs = zip(merged, found.transforms, tasks, strict=True)
         return sum(
