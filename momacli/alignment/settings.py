@@ -4,18 +4,23 @@ What else was tried on the five tasks of `moma demo` (`python -m tests.benchmark
 objective on the unlabeled samples, summed over tasks, and per cent correct on others, with all
 500 samples of each task and with 45):
 
-    mask entries       for each parameter   1.88  95.0  90.9  the default, as in the paper
-                       for each row         3.19  92.0        no option: as slow, and wins less
-                       for each tensor      4.59  87.0        no option
-    transforms         closed form          1.88  95.0  90.9  the default
-                       without the prior    1.87  95.0  89.9  an option
-                       Cayley, Adam 0.01    1.86  95.0        no option: no better, has a rate
-                       e^S, Adam 0.01       1.87  95.0        no option
-    objective          both                 1.88  95.0  90.9  the default
-                       logits               0.10  95.2  89.4  an option
+    mask entries       for each parameter   2.07  95.6  91.1  the default, as in the paper
+                       for each row         3.32  93.2  90.5  no option: wins less
+                       for each tensor      4.51  90.4  87.8  no option
+    rotations          what heads see first 2.07  95.6  91.1  the default
+                       all features alike   1.88  95.0  90.9  no option by itself
+                       without the prior    2.07  95.5  89.2  an option
+                       Cayley, Adam 0.01    1.93  95.4  90.3  no option: no better, has a rate
+                       e^S, Adam 0.01       1.93  95.3  90.1  no option
+    without a mask     what heads see first 5.04  87.6  83.6  an option
+    other transforms   similarities         1.85  94.8  90.8  an option
+                       scalings             2.80  95.2  89.7  an option
+                       linear maps          1.35  96.1  91.1  an option
+    objective          both                 2.07  95.6  91.1  the default
+                       logits               0.07  95.3  90.6  an option
                        features             14.1  94.6  90.9  an option
-    encoder's steps    float32              1.88  95.0
-                       bfloat16             1.88  95.0        an option; default where it is fast
+    encoder's steps    float32              2.07  95.6  91.1
+                       bfloat16             2.07  95.6  91.2  an option; default where it is fast
     the paper's recipe                      23.2  85.7  78.9  --recipe paper
 
 300 steps of 16 samples a task, one seed; accuracies within half a point are alike. Objectives
@@ -43,8 +48,10 @@ class Settings:
 
     mask: "element" learns M = sigma(S), one entry per merged parameter; "none" leaves the
         merged encoder as it is and finds A_t in closed form.
-    transform: "orthogonal" keeps A_t exactly on O(d): the polar factor of the running
-        cross-covariance, solved anew every `solve_every` steps. "similarity", "scaling" and
+    transform: "orthogonal" keeps A_t exactly on O(d): the best for what the head sees of
+        features and then for the rest of them (see `features.seen`), by running moments, solved
+        anew every `solve_every` steps. With objective "features" it is the best for all of them
+        alike, the polar factor of the cross-covariance. "similarity", "scaling" and
         "linear" are other families in closed form; a linear head absorbs any of them without
         a parameter, but they are no longer rigid. Linear maps won more: on task arithmetic of
         eight image tasks 54.1 against 49.7 without a mask and 56.0 against 55.4 with one, of five

@@ -35,8 +35,8 @@ ALIGNMENTS: Mapping[str, Alignment] = {
     "moma": Alignment("MOMA", has_mask=True),
     "paper": Alignment("MOMA as in the paper", ("--recipe", "paper"), has_mask=True),
 }
-"""Name in a row -> what it stands for; "orthogonal" is the closed form of the paper's Table 4,
-"linear" the same with maps of any kind."""
+"""Name in a row -> what it stands for; "orthogonal" is the closed form of the paper's Table 4, with
+objective=features as it is there, "linear" the same with maps of any kind."""
 
 _KINDS: Mapping[str, type] = {
     "transform": str,

@@ -7,6 +7,7 @@
     bfloat16          the encoder's arithmetic of the steps in half precision
     logits, features  one part of the objective instead of both
     no prior          rotations of what the samples show alone
+    alike             rotations that are fitted to all of the features alike
     similarity, scaling, linear   other transforms in closed form
     orthogonal        the default's transforms, without a mask
     unpriored         these without the prior
@@ -133,6 +134,7 @@ def choices(plain: Settings) -> dict[str, tuple[Settings, AbstractContextManager
         "logits": (replace(plain, objective="logits"), nullcontext()),
         "features": (replace(plain, objective="features"), nullcontext()),
         "no prior": (replace(plain, prior=0.0), nullcontext()),
+        "alike": (plain, patch("momacli.alignment.fit._seen", lambda *_: [])),
         **{family: (replace(plain, transform=family), nullcontext()) for family in FURTHER},
         "orthogonal": (replace(plain, mask="none"), nullcontext()),
         "unpriored": (replace(plain, mask="none", prior=0.0), nullcontext()),

@@ -114,7 +114,7 @@ class Plan:
             "w/ ProbSurgery": "+probsurgery",
             "w/ Aligned-C": "+aligned-c",
             "w/ orthogonal alone": "+orthogonal",
-            "w/ orthogonal alone, to features": "+orthogonal:objective=features",
+            "w/ orthogonal alone, heads unseen": "+orthogonal:objective=features",
             "w/ MOMA as in the paper": f"+paper:steps={2 * self.steps}:{size}",
             "w/ MOMA": f"+moma:steps={self.steps}:{size}",
             **(linear if self.linear else {}),
