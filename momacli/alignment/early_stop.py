@@ -6,11 +6,11 @@ Measured on the five tasks of `moma demo`, the value on samples held back and th
 others, by steps:
 
     samples a task     25            50            100           200           300
-    450                3.75  91.3    3.16  92.9    2.72  94.0    2.40  94.6    2.27  95.2
-    45                 4.19  87.0    3.72  88.4    3.37  89.4    3.18  90.0    3.15  90.1
+    450                3.88  92.1    3.33  93.6    2.93  94.6    2.59  95.2    2.45  95.4
+    45                 4.11  87.2    3.64  88.8    3.35  89.5    3.20  90.4    3.17  90.6
 
 So further steps cost time, but no accuracy, even with few samples; and 300, the default, end
-where the value is nearly flat (2.21 and 95.2 at 400, 3.14 and 90.2 with 45 samples). There is
+where the value is nearly flat (2.40 and 95.4 at 400, 3.15 and 90.6 with 45 samples). There is
 nothing to win by default, so the rule is off; it is for runs of many steps.
 """
 

@@ -54,24 +54,24 @@ class Settings:
         alike, the polar factor of the cross-covariance. "similarity", "scaling" and
         "linear" are other families in closed form; a linear head absorbs any of them without
         a parameter, but they are no longer rigid. Linear maps won more: on task arithmetic of
-        eight image tasks 54.1 against 49.7 without a mask and 56.0 against 55.4 with one, of five
-        text tasks 70.5 against 67.1 and 71.0 against 69.8 (`tests/benchmarks/results`). They are
+        eight image tasks 54.1 against 52.8 without a mask and as much, 56.0, with one, of five
+        text tasks 70.5 against 68.9 and 71.0 against 69.5 (`tests/benchmarks/results`). They are
         no default, for heads that normalise features can absorb rotations alone, and only
         rotations keep lengths and angles of features, which other uses of them rest on.
         "penalty" is the paper's soft |A^T A - I| with weight `alpha`, projected on O(d) only if
         `project` is set.
     prior: of how many more samples along each axis it counts that features stay as they are
         (see `features.families.moments`); 0 is the paper's. In closed form alone, of eight image
-        tasks with 10, 40 and 160 samples each (45.8 merged, 59.6 fine-tuned): 33.8, 47.2 and 49.7
-        without, 46.7, 48.9 and 49.4 with 30; of five text tasks with 20 and 200 (58.8, 70.1):
-        55.9 and 67.0 without, 61.0 and 66.6 with 30. (`python -m tests.benchmarks vision8 ...
+        tasks with 10, 40 and 160 samples each (45.8 merged, 59.6 fine-tuned): 34.1, 48.5 and 52.0
+        without, 47.7, 50.1 and 51.8 with 30; of five text tasks with 20 and 200 (58.7, 70.4):
+        61.6 and 68.6 without, 65.7 and 69.0 with 30. (`python -m tests.benchmarks vision8 ...
         --choices orthogonal unpriored --samples 10 40 160` prints such numbers.)
     objective: "logits" is KL(fine-tuned || merged) through the frozen heads, "features" the
         paper's E|A z_m - z_t|_2, "both" the sum of the first and the second in units of the
         features' length. With 100 steps of 8 on the image tasks, 60 samples each and then all of
-        them (`--choices element logits features --samples 60 2000`): logits 52.1 and 54.7, both
-        53.1 and 55.0, features 53.1 and 54.7; with 50 steps of 8 on the text tasks: 68.5, 69.8,
-        69.6.
+        them (`--choices element logits features --samples 60 2000`): logits 52.3 and 55.5, both
+        53.0 and 55.7, features 53.1 and 54.7; with 50 steps of 8 on the text tasks: 69.9, 69.5,
+        69.4, where one seed tells no difference.
     headroom: theta = theta_0 + headroom * M * tau; "auto" lets the multi-task vector grow to
         the norm of the full sum of the task vectors; 1 is the paper's, which can only shrink it.
     start: initial value of S; "merged" starts at the merged model itself,
