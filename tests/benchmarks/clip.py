@@ -1,8 +1,7 @@
 """A small CLIP of open_clip: pre-trained on images and captions that name their class.
 
 Its image encoder is fine-tuned on one task or all; heads are embeddings of text, as `moma head`
-makes them of the base, and stay as they are. Matrices are multiplied in bfloat16 where torch does
-so under autocast, weights are float32.
+makes them of the base, and stay as they are.
 """
 
 import json
@@ -58,7 +57,7 @@ def pre_train(packs: Sequence[ImagePack], sizes: Sizes, schedule: Schedule, outp
     def loss() -> Tensor:
         pixels, labels = next(batches)
         shown, which = labels.unique(return_inverse=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with training.computing():
             images, texts = model.encode_image(pixels), model.encode_text(tokens[shown])
         scale = model.logit_scale.exp().clamp(max=_LARGEST_SCALE)
         logits = scale * normalize(images.float(), dim=-1) @ normalize(texts.float(), dim=-1).mT
@@ -96,7 +95,7 @@ def train_together(
         losses = []
         for task, weight in heads.items():
             pixels, labels = next(batches[task])
-            with torch.autocast("cpu", torch.bfloat16):
+            with training.computing():
                 features = encoder(pixels)
             losses.append(cross_entropy(normalize(features.float(), dim=-1) @ weight.mT, labels))
         return torch.stack(losses).sum()

@@ -2,8 +2,7 @@
 
 The data root has `text/NAME.train.jsonl.gz`, `text/NAME.test.jsonl.gz` (an object with "text"
 and "label" a line) and `text/NAME.classes.json`. Experts are folders of sentence-transformers:
-the encoder, the mean of its tokens, and a linear head in a file beside. Matrices are multiplied in
-bfloat16 where torch does so under autocast, weights are float32.
+the encoder, the mean of its tokens, and a linear head in a file beside.
 
 Merges adapt to texts of the training side; where there are enough, to such as no expert was
 fine-tuned on. Of the test side the first are evaluated, the next are the validation split.
@@ -27,7 +26,7 @@ from momacli.data.order import in_rounds
 from momacli.demonstration.training import Schedule
 from tests.benchmarks.cells import Cells, code_of, digest_of_files
 from tests.benchmarks.comparison import Suite, evaluated
-from tests.benchmarks.training import fine_tune
+from tests.benchmarks.training import PRECISION, computing, fine_tune
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 _ENDS = ("train.jsonl.gz", "test.jsonl.gz", "classes.json")
@@ -101,7 +100,7 @@ def prepare(
         code = code_of(read_pack, train_together, fine_tune)
         return cells.get(
             kind,
-            [wanted, digest_of_files(*files), weights, asdict(training), code],
+            [wanted, digest_of_files(*files), weights, asdict(training), PRECISION, code],
             lambda folder: train_together(
                 model, {task: packs[task] for task in wanted}, training, folder
             ),
@@ -124,7 +123,13 @@ def prepare(
         base / "base",
         experts,
         texts,
-        {"training": asdict(training), "packs": dict(tasks), "encoder": weights, **counts},
+        {
+            "training": asdict(training),
+            "precision": PRECISION,
+            "packs": dict(tasks),
+            "encoder": weights,
+            **counts,
+        },
         lambda: trained("together", *tasks),
     )
 
@@ -178,7 +183,7 @@ def train_together(
                 max_length=training.max_length,
                 return_tensors="pt",
             )
-            with torch.autocast("cpu", torch.bfloat16):
+            with computing():
                 hidden = encoder(**inputs).last_hidden_state.float()
             mask = inputs["attention_mask"][..., None].to(hidden.dtype)
             logits = head((hidden * mask).sum(dim=1) / mask.sum(dim=1))

@@ -1,7 +1,4 @@
-"""A small Vision Transformer: pre-trained on many packs at once, then fine-tuned on one or all.
-
-Matrices are multiplied in bfloat16 where torch does so under autocast, weights are float32.
-"""
+"""A small Vision Transformer: pre-trained on many packs at once, then fine-tuned on one or all."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +37,7 @@ def pre_train(packs: Sequence[ImagePack], sizes: Sizes, schedule: Schedule, outp
 
     def loss() -> Tensor:
         pixels, labels = next(batches)
-        with torch.autocast("cpu", torch.bfloat16):
+        with training.computing():
             logits = model(pixel_values=pixels).logits
         return cross_entropy(logits.float(), labels)
 
@@ -68,7 +65,7 @@ def train_together(
         losses = []
         for task, head in heads.items():
             pixels, labels = next(batches[task])
-            with torch.autocast("cpu", torch.bfloat16):
+            with training.computing():
                 features = encoder(pixel_values=pixels).last_hidden_state[:, 0]
                 logits = head(features)
             losses.append(cross_entropy(logits.float(), labels))
