@@ -6,9 +6,17 @@
                       or e^S, instead of the closed form
     bfloat16          the encoder's arithmetic of the steps in half precision
     logits, features  one part of the objective instead of both
+    squared           both, with the squares of the distances of features
     no prior          rotations of what the samples show alone
     alike             rotations that are fitted to all of the features alike
     similarity, scaling, linear   other transforms in closed form
+    binary            the mask's entries become 0 below half of what they begin at, and else one
+                      number, the mean of the others, before the last transforms are found
+    rate 0.03, 0.3    of Adam for the mask, where the default is the paper's 0.1
+    falling           a rate that falls to 0 as a cosine does
+    start 0           half of the largest there may be, where the default is the merged model
+    headroom /2, x2   half or twice as much as the default
+    no sparsity       without the paper's weight of 5e-9 on the mask's squares
     orthogonal        the default's transforms, without a mask
     unpriored         these without the prior
     paper             the paper's recipe
@@ -19,6 +27,7 @@ processor seconds of the whole command.
 """
 
 import argparse
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +41,15 @@ import torch
 from torch import Tensor, nn
 
 from momacli.align import align
+from momacli.alignment.headroom import find_headroom
 from momacli.alignment.mask import MaskedEncoder
+from momacli.alignment.objectives import logit_divergence
 from momacli.alignment.settings import Settings, Transform, paper
 from momacli.data.reading import Reading
 from momacli.data.sampling import Sampling
 from momacli.evaluate import evaluate
 from momacli.features.families import FAMILIES, Moments
+from momacli.models.interface import Head
 
 FURTHER: tuple[Transform, ...] = ("similarity", "scaling", "linear")
 """Families of transforms beside the default."""
@@ -80,6 +92,39 @@ class TensorMask(GroupedMask):
     by_row = False
 
 
+class BinaryMask(MaskedEncoder):
+    """A mask of two values from where its steps end."""
+
+    @torch.no_grad()
+    def release(self) -> None:
+        factors = self.headroom * torch.sigmoid(self._S)
+        kept = factors >= 0.5
+        share = factors[kept].mean() / self.headroom
+        self._S.copy_(torch.where(kept, torch.logit(share), _NOTHING))
+        self._write_back()
+        super().release()
+
+
+_NOTHING = -30.0  # an S whose sigmoid is next to 0
+
+
+def falling(steps: int) -> type[MaskedEncoder]:
+    """A mask whose rate falls to 0 in so many steps."""
+
+    class Falling(MaskedEncoder):
+        def step(self, *, rate: float, sparsity: float) -> None:
+            share = (1 + math.cos(math.pi * self.steps / steps)) / 2
+            super().step(rate=share * rate, sparsity=sparsity)
+
+    return Falling
+
+
+def squared(aligned: Tensor, finetuned: Tensor, head: Head) -> Tensor:
+    """KL of answers + E|A z_m - z_t|^2 / E|z_t|^2."""
+    far = (aligned - finetuned).square().sum() / finetuned.square().sum().clamp(min=1e-12)
+    return logit_divergence(aligned, finetuned, head) + far
+
+
 class Rotated:
     """The closed form at the start, then turned by a rotation that Adam learns."""
 
@@ -115,6 +160,10 @@ def _learned(rotation: Callable[[Tensor], Tensor]) -> AbstractContextManager[Any
     return patch("momacli.alignment.fit._transforms", lambda _, full: Rotated(full, rotation))
 
 
+def _roomier(factor: float) -> AbstractContextManager[Any]:
+    return patch("momacli.alignment.moma.find_headroom", lambda *of: factor * find_headroom(*of))
+
+
 def _masked_by(kind: type[MaskedEncoder]) -> AbstractContextManager[Any]:
     return patch("momacli.alignment.fit.MaskedEncoder", kind)
 
@@ -133,6 +182,15 @@ def choices(plain: Settings) -> dict[str, tuple[Settings, AbstractContextManager
         "bfloat16": (replace(plain, precision="bfloat16"), nullcontext()),
         "logits": (replace(plain, objective="logits"), nullcontext()),
         "features": (replace(plain, objective="features"), nullcontext()),
+        "squared": (plain, patch("momacli.alignment.fit.objective_called", lambda _: squared)),
+        "binary": (plain, _masked_by(BinaryMask)),
+        "rate 0.03": (replace(plain, mask_rate=0.03), nullcontext()),
+        "rate 0.3": (replace(plain, mask_rate=0.3), nullcontext()),
+        "falling": (plain, _masked_by(falling(plain.steps))),
+        "start 0": (replace(plain, start=0.0), nullcontext()),
+        "headroom /2": (plain, _roomier(0.5)),
+        "headroom x2": (plain, _roomier(2.0)),
+        "no sparsity": (replace(plain, sparsity=0.0), nullcontext()),
         "no prior": (replace(plain, prior=0.0), nullcontext()),
         "alike": (plain, patch("momacli.alignment.fit._seen", lambda *_: [])),
         **{family: (replace(plain, transform=family), nullcontext()) for family in FURTHER},
