@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pretended_device import DEVICE, PretendedDevice
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import CLASSES
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from momacli.errors import CheckpointError, ConflictError, MomaError, OutputError, UsageError
 from momacli.merge import merge
+from momacli.methods._catalog import load_method, method_names
 from momacli.progress import Notice, Progress
 
 NATURAL = [
@@ -834,10 +836,25 @@ def test_a_device_is_refused_where_it_would_be_ignored_or_is_not_there(tmp_path)
             merge(paths, method="iso-c", device="cuda")
 
 
+ON_MATRICES = sorted(name for name in method_names() if load_method(name).computes_on_matrices)
+
+
+@pytest.mark.parametrize("method", ON_MATRICES)
+def test_on_another_device_matrices_stay_there_until_they_are_merged(tmp_path, method):
+    paths = write(tmp_path, **random_models("one", "two"))
+    here = merge(paths, method=method, output=tmp_path / "cpu.safetensors")
+
+    with PretendedDevice() as device:
+        there = merge(paths, method=method, device=str(DEVICE), output=tmp_path / "a.safetensors")
+
+    expected = load_file(here.output)
+    assert device.calls > 10
+    for key, value in load_file(there.output).items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "method", ["iso-c", "iso-cts", "tsv-m", "wudi", "orthomerge", "directional"]
-)
+@pytest.mark.parametrize("method", ON_MATRICES)
 def test_a_gpu_gives_the_merge_of_the_processor(tmp_path, method):
     paths = write(tmp_path, **random_models("one", "two"))
 
