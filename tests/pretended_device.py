@@ -16,6 +16,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 DEVICE = torch.device("lazy", 0)
 _PROCESSOR = torch.device("cpu")
 
+_MIXING = {
+    torch.ops.aten._to_copy.default,
+    torch.ops.aten.copy_.default,
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put_.default,
+}
+"""What may move values between devices, or takes numbers of the processor's as an index."""
+
 
 class OnDevice(Tensor):
     """Values of the processor's that say they are the device's."""
@@ -33,6 +41,9 @@ class OnDevice(Tensor):
 
     def __init__(self, values: Tensor):
         self.values_here = values
+
+    def tolist(self) -> Any:  # which copies from a real device, too
+        return self.values_here.tolist()
 
     @classmethod
     def __torch_dispatch__(
@@ -62,9 +73,8 @@ class PretendedDevice(TorchDispatchMode):
         device = torch.device(asked) if asked is not None else None
         if not there and (device is None or device.type != DEVICE.type):
             return func(*args, **named)
-        moves = func is torch.ops.aten._to_copy.default or func is torch.ops.aten.copy_.default
         strangers = [one for one in given if not isinstance(one, OnDevice) and one.ndim]
-        if there and strangers and not moves:
+        if there and strangers and func not in _MIXING:
             raise RuntimeError(
                 "expected all tensors to be on the same device, but found at least two devices, "
                 f"{DEVICE} and cpu, in {func}"
