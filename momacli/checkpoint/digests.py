@@ -77,13 +77,14 @@ def _place(state: FileState) -> Path | None:
     chosen = os.environ.get("MOMA_DIGESTS")
     if chosen == "off" or sys.platform == "win32":  # where no time tells of every change
         return None
-    folder = Path(chosen) if chosen else _cache_folder()
-    return None if folder is None else folder / f"{state.device:x}-{state.inode:x}"
-
-
-def _cache_folder() -> Path | None:
-    named = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(named) if named else Path.home() / ".cache") / "moma" / "sha256"
-    except RuntimeError:  # a user without a home
+        folder = Path(chosen) if chosen else cache_folder() / "sha256"
+    except RuntimeError:
         return None
+    return folder / f"{state.device:x}-{state.inode:x}"
+
+
+def cache_folder() -> Path:
+    """What moma keeps of its own for one user. Raises RuntimeError for a user without a home."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    return (Path(named) if named else Path.home() / ".cache") / "moma"
