@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from raw_files import entry, raw
@@ -39,7 +40,7 @@ def _small_files_count(
 
 @pytest.fixture
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that were hashed together, and that passed by when they were."""
+    """The names of the files that are hashed together."""
     names = list[str]()
     init = company.Company.__init__
 
@@ -184,7 +185,7 @@ def test_shards_of_one_number_are_hashed_together(joined):
         assert item["files"] == true_digests(sorted(folder.glob("*.safetensors")))
 
 
-def test_several_merges_by_one_process_have_the_same_bytes(joined, monkeypatch):
+def test_the_output_has_the_same_bytes_whichever_way_its_inputs_are_hashed(joined, monkeypatch):
     paths = write(NAMES)
     side = merged(paths).read_bytes()
     monkeypatch.setattr(side_by_side, "lanes_are_faster", lambda: False)
@@ -232,6 +233,26 @@ def test_a_file_cut_short_before_its_rest_is_hashed_is_named(joined):
         checkpoint.close()
 
 
+def test_what_is_read_out_of_order_is_left_for_later(joined, read, monkeypatch):
+    monkeypatch.setattr(hashed_file, "_GAP", 0)
+    paths = write(NAMES[:6], lambda name: {"a": torch.randn(9000), "b": torch.randn(100)})
+    opened = [Checkpoint.open(path) for path in paths]
+    side_by_side.start_hashes(opened, in_step=True)
+    passing = hashed_file.Passing()
+    for key, count in (("b", 100), ("a", 9000)):
+        rows = [np.empty(count, dtype=np.float32) for _ in opened]
+        for row, checkpoint in zip(rows, opened, strict=True):
+            checkpoint.stored(key).read_to(row, 0, passing)
+        passing.hash()
+
+    found = [checkpoint.sha256() for checkpoint in opened]
+
+    assert found == [true_digests([path]) for path in paths]
+    assert all(read[path.stem] < path.stat().st_size + 400 + 2048 for path in paths)
+    for checkpoint in opened:
+        checkpoint.close()
+
+
 def test_files_that_are_closed_are_not_waited_for(joined):
     paths = write(NAMES)
     opened = [Checkpoint.open(path) for path in paths]
@@ -241,7 +262,7 @@ def test_files_that_are_closed_are_not_waited_for(joined):
 
     found = [checkpoint.sha256() for checkpoint in opened[4:]]
 
-    assert found == [{path.name: true_digests([path])[path.name]} for path in paths[4:]]
+    assert found == [true_digests([path]) for path in paths[4:]]
 
 
 # where hashlib does it
