@@ -4,7 +4,7 @@ import numpy as np
 
 from momacli.checkpoint.arrays import Array, array_dtype, fill, is_held
 from momacli.checkpoint.escaping import shown, shown_path
-from momacli.checkpoint.hashed_file import HashedFile
+from momacli.checkpoint.hashed_file import HashedFile, Passing
 from momacli.checkpoint.header import TensorEntry
 
 _CONVERTED = 1 << 18
@@ -22,19 +22,18 @@ class StoredTensor:
         self._read = file.read_here
         self._start = entry.start
 
-    def read_to(self, out: Array, start: int) -> None:
+    def read_to(self, out: Array, start: int, passing: Passing | None = None) -> None:
         """Fill `out`, flat, with the elements from `start` on, converted to its type.
 
-        What is read is hashed in this thread.
+        What is read is hashed in this thread: at once, unless `passing` takes it.
         """
         width = self.dtype.itemsize
         offset = self._start + start * width
         if out.dtype == self.dtype:
             if out.size:
-                self._read(out.view(np.uint8).data, offset)
+                self._read(out.view(np.uint8).data, offset, passing)
             return
-        scratch = np.empty(min(_CONVERTED, out.size), dtype=self.dtype)
         for first in range(0, out.size, _CONVERTED):
-            stored = scratch[: min(_CONVERTED, out.size - first)]
-            self._read(stored.view(np.uint8).data, offset + first * width)
+            stored = np.empty(min(_CONVERTED, out.size - first), dtype=self.dtype)
+            self._read(stored.view(np.uint8).data, offset + first * width, passing)
             fill(out[first : first + stored.size], stored)

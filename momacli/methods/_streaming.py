@@ -23,6 +23,7 @@ from momacli.checkpoint.blocks import (
 )
 from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import MergePlan
+from momacli.checkpoint.side_by_side import start_hashes
 from momacli.checkpoint.spans import Span, pieces, spans
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
@@ -123,7 +124,7 @@ class StreamedMerge:
         """
         statistics = self.statistics(listener)
         if share is None:
-            self._start_hashes()
+            self._start_hashes(statistics)
         wanted = self._spans(self.plan.merged if share is None else share, statistics)
         for _, part in self._told("merging", listener, wanted, statistics, suspicion):
             yield part
@@ -135,7 +136,7 @@ class StreamedMerge:
         parts whose guess was wrong come again in the end.
         """
         statistics = self.statistics(listener)
-        self._start_hashes()
+        self._start_hashes(statistics)
         wanted = self._spans(self.plan.merged, statistics)
         with Guesses(statistics) as guesses:
             for span, part in self._told("merging", listener, wanted, statistics, suspicion):
@@ -159,9 +160,8 @@ class StreamedMerge:
             yield replace(part, changed=part.changed - before, replaces=span.start)
             before = 0
 
-    def _start_hashes(self) -> None:
-        for checkpoint in self.plan.checkpoints:
-            checkpoint.start_hash()
+    def _start_hashes(self, statistics: Mapping[str, Any]) -> None:
+        start_hashes(self.plan.checkpoints, in_step=self._is_in_pieces(statistics))
 
     def _told(
         self,
@@ -225,9 +225,12 @@ class StreamedMerge:
         suspicion: Suspicion | None = None,
     ) -> Iterator[tuple[Span, Part]]:
         name, given = None, dict[str, Any]()
-        elementwise = self.method.elementwise
-        piece = piece_size(self.plan) if elementwise and not self._is_alone(statistics) else None
-        with one_thread() if elementwise and not self.method.takes_arrays else nullcontext():
+        piece = piece_size(self.plan) if self._is_in_pieces(statistics) else None
+        with (
+            one_thread()
+            if self.method.elementwise and not self.method.takes_arrays
+            else nullcontext()
+        ):
             known = self.method.passes_on or any(
                 statistic is not None for statistic in statistics.values()
             )
@@ -239,6 +242,9 @@ class StreamedMerge:
                     opens = 0 if span.start else span.spec.elements
                     suspicion.see(block.theta_0, block.taus, opens=opens)
                 yield span, self._part(span, block, given)
+
+    def _is_in_pieces(self, statistics: Mapping[str, Any]) -> bool:
+        return self.method.elementwise and not self._is_alone(statistics)
 
     def _is_alone(self, statistics: Mapping[str, Any]) -> bool:
         """Whether each tensor is measured by itself, which takes all of it."""

@@ -1,0 +1,78 @@
+"""Machine code for this very processor, of LLVM's language; kept from one run to the next.
+
+Numba makes the same for loops, but to set itself up takes longer than hashing a gigabyte.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+from llvmlite import binding, ir
+
+from momacli.checkpoint.digests import cache_folder
+
+_DIGEST = 32
+"""Bytes of the SHA-256 of machine code, before it."""
+
+
+def machine_code(name: str, write: Callable[[], ir.Module], source: str) -> Callable[..., None]:
+    """The function of a name that takes addresses and numbers of 64 bits and returns nothing.
+
+    write: makes the module that holds it. source: the file that it is written by: what was
+        compiled before that was changed is compiled again.
+
+    Raises RuntimeError where LLVM cannot compile it for this processor.
+    """
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    processor, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    target = binding.Target.from_default_triple()
+    machine = target.create_target_machine(cpu=processor, features=features, opt=3, jit=True)
+    known = (llvmlite.__version__, target.triple, processor, features, Path(source).read_bytes())
+    key = hashlib.sha256(repr(known).encode()).hexdigest()
+    place = _place(f"{name}-{key[:16]}")
+    code = None if place is None else _found(place)
+    if code is None:
+        module = binding.parse_assembly(str(write()))
+        module.verify()
+        code = machine.emit_object(module)
+        if place is not None:
+            _keep(place, code)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)  # calls release the GIL
+    function: Any = kind(engine.get_function_address(name))
+    function.engine = engine  # whose memory it is in
+    return function  # type: ignore[no-any-return]
+
+
+def _place(name: str) -> Path | None:
+    try:
+        return cache_folder() / "compiled" / name
+    except RuntimeError:  # a user without a home
+        return None
+
+
+def _found(place: Path) -> bytes | None:
+    """The machine code kept, if it is whole: the linker does not expect that it might not be."""
+    try:
+        kept = place.read_bytes()
+    except OSError:
+        return None
+    digest, code = kept[:_DIGEST], kept[_DIGEST:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _keep(place: Path, code: bytes) -> None:
+    """Keep machine code; to fail to is no harm, it is only compiled again."""
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        staged = place.with_name(f"{place.name}.{os.getpid()}")
+        staged.write_bytes(hashlib.sha256(code).digest() + code)
+        staged.replace(place)

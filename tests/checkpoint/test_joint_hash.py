@@ -1,0 +1,90 @@
+import hashlib
+import random
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from momacli.checkpoint.joint_hash import JointHash, update_together
+from momacli.compiled.sha256 import INITIAL, LANES, K
+
+SIZES = st.one_of(
+    st.sampled_from([0, 1, 55, 56, 63, 64, 65, 119, 120, 128, 129]), st.integers(0, 2000)
+)
+STEPS = st.lists(st.dictionaries(st.integers(0, LANES + 2), SIZES, max_size=LANES + 3), max_size=8)
+"""What is added at a time: to streams, by their number, so many bytes."""
+
+
+@pytest.fixture(autouse=True)
+def _code_is_kept_elsewhere(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leave nothing in the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()))
+
+
+@given(STEPS, st.integers(0, 2**32))
+@example([dict.fromkeys(range(LANES), 64)], 0)
+@example([{0: 55, 1: 56, 2: 63, 3: 64, 4: 65}, {0: 1, 1: 200, 3: 9}], 0)
+@example([{number: number} for number in range(LANES)] + [dict.fromkeys(range(LANES), 640)], 0)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_streams_added_to_together_and_alone_have_the_digests_of_hashlib(
+    steps: list[dict[int, int]], seed: int
+):
+    bytes_of = random.Random(seed).randbytes
+    streams, expected = {}, {}
+
+    for step in steps:
+        parts = {number: bytes_of(size) for number, size in step.items()}
+        for number, part in parts.items():
+            streams.setdefault(number, JointHash())
+            expected.setdefault(number, hashlib.sha256()).update(part)
+        if len(parts) == 1:
+            streams[number].update(part)
+        else:
+            update_together([(streams[number], memoryview(part)) for number, part in parts.items()])
+
+    for number, stream in streams.items():
+        assert stream.hexdigest() == expected[number].hexdigest()
+        assert stream.length == sum(step.get(number, 0) for step in steps)
+
+
+def test_a_digest_may_be_asked_for_on_the_way():
+    stream = JointHash()
+
+    found = []
+    for part in (b"", b"abc", b"d" * 100):
+        stream.update(part)
+        found.append(stream.hexdigest())
+
+    assert found == [hashlib.sha256(b).hexdigest() for b in (b"", b"abc", b"abc" + b"d" * 100)]
+
+
+def test_what_is_hashed_may_change_afterwards():
+    memory = [np.full(100, number, dtype=np.uint8) for number in range(LANES)]
+    expected = [hashlib.sha256(part).hexdigest() for part in memory]
+    streams = [JointHash() for _ in memory]
+
+    update_together([(one, part.data) for one, part in zip(streams, memory, strict=True)])
+    for part in memory:
+        part[:] = 255
+
+    assert [one.hexdigest() for one in streams] == expected
+
+
+def test_the_constants_are_those_of_the_roots_of_the_first_primes():
+    """FIPS 180-4: 32 bits behind the point of cube roots of 64 primes, square roots of eight."""
+    primes = [n for n in range(2, 312) if all(n % k for k in range(2, n))]
+
+    assert [whole_root(p << 96, 3) % 2**32 for p in primes] == list(K)
+    assert [whole_root(p << 64, 2) % 2**32 for p in primes[:8]] == list(INITIAL)
+
+
+def whole_root(number: int, degree: int) -> int:
+    """The largest whole number whose power is no more than `number`."""
+    low, high = 0, 1 << 64
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if middle**degree <= number else (low, middle)
+    return low
