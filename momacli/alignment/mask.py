@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from momacli.alignment.sharing import ALONE, add_up, add_up_shares, spread_shares
 from momacli.merging.ranks import Ranks
 
-_BLOCK = 1 << 18
+_CACHED, _LAUNCHED = 1 << 18, 1 << 24
+"""Entries that are updated at a time: on a processor, what stays in its cache; elsewhere more, for
+every block starts some 20 kernels, of some microseconds each (334 blocks for ViT-B/32, or 6)."""
+
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 
@@ -82,6 +85,7 @@ class MaskedEncoder:
         self._theta_0, self._tau, self._S, self._m, self._v = (
             torch.zeros(share, device=device) for _ in range(5)
         )
+        self._block = _CACHED if device.type == "cpu" else _LAUNCHED
         self._take_over(read_base)
         torch.sub(self._theta[self._own], self._theta_0, out=self._tau)
 
@@ -141,8 +145,8 @@ class MaskedEncoder:
         correction_1, correction_2 = 1 - beta_1**self.steps, 1 - beta_2**self.steps
         add_up_shares(self._gradient, self._ranks)
         gradients = self._gradient[self._own]
-        for block in range(0, self._S.numel(), _BLOCK):
-            part = slice(block, block + _BLOCK)
+        for block in range(0, self._S.numel(), self._block):
+            part = slice(block, block + self._block)
             S, tau, g = self._S[part], self._tau[part], gradients[part]
             m, v = self._m[part], self._v[part]
             gradient = pull_back(g, tau, torch.sigmoid(S), self.headroom, sparsity)
@@ -158,8 +162,8 @@ class MaskedEncoder:
 
     @torch.no_grad()
     def _write_back(self) -> None:
-        for block in range(0, self._S.numel(), _BLOCK):
-            self._write(slice(block, block + _BLOCK))
+        for block in range(0, self._S.numel(), self._block):
+            self._write(slice(block, block + self._block))
         spread_shares(self._theta, self._ranks)
 
     def _write(self, part: slice) -> None:

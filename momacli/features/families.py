@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.procrustes import polar_factor
-from momacli.features.seen import rotation_seen
+from momacli.features.seen import rotations_seen
 
 RIDGE = 1e-3
 """Of the linear and affine families, as a share of the mean of G's diagonal: keeps few samples
@@ -72,9 +72,7 @@ def orthogonal(given: Moments) -> Float[Tensor, "T d d"]:
     p = given.prior[:, None, None] * eye
     if not given.seen:
         return polar_factor(given.cross + p)
-    starts = [None] * len(given.seen) if given.start is None else given.start
-    each = zip(given.cross + p, given.gram + p, given.seen, starts, strict=True)
-    return torch.stack([rotation_seen(*one) for one in each])
+    return rotations_seen(given.cross + p, given.gram + p, given.seen, given.start)
 
 
 def similarity(given: Moments) -> Float[Tensor, "T d d"]:

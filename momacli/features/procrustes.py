@@ -8,19 +8,49 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_MOST, _LOOK = 80, 4
+"""Newton-Schulz steps: each makes singular values half as large again until they come near one,
+so these reach 1e-12 of the largest; and steps between two looks, for which a GPU is waited for."""
 
-def polar_factor(matrix: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
-    """Return the orthogonal matrix U V^T nearest to a square matrix U S V^T, in its own type.
+_NEAR = 1e-6
+"""Largest entry of X^T X - I from which one step more leaves rounding: its square comes next."""
 
-    Computed in float64. Where the matrix is singular one of several nearest is returned, and
-    for the zero matrix the identity.
+
+def polar_factor(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
+    """Return U V^T, the matrix with orthonormal columns nearest to U S V^T, m >= n, in its type.
+
+    Computed in float64: of square matrices on a processor by their singular values, and else by
+    products alone, which a GPU has ten times sooner and which of few columns are sooner anywhere.
+    Where the matrix is singular one of several nearest is returned, and for the zero matrix the
+    identity.
     """
     wide = matrix.double()
+    if wide.shape[-2] > wide.shape[-1] or wide.device.type != "cpu":
+        found = _by_products(wide)
+        if found is not None:
+            return found.to(matrix.dtype)
     zero = (wide == 0).all(dim=-1).all(dim=-1)[..., None, None]
-    eye = torch.eye(matrix.shape[-1], dtype=wide.dtype, device=wide.device)
-    u, _, vh = torch.linalg.svd(torch.where(zero, eye, wide))
+    eye = torch.eye(*wide.shape[-2:], dtype=wide.dtype, device=wide.device)
+    u, _, vh = torch.linalg.svd(torch.where(zero, eye, wide), full_matrices=False)
     nearest: Tensor = (u @ vh).to(matrix.dtype)
     return nearest
+
+
+def _by_products(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"] | None:
+    """The same by Newton-Schulz steps X <- X (3 I - X^T X) / 2; None where some is singular."""
+    gram = matrix.mT @ matrix
+    largest = torch.linalg.matrix_norm(gram).sqrt()[..., None, None]  # no singular value is larger
+    X, eye = matrix / largest, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    gram = gram / largest.square()
+    for step in range(_MOST):
+        if step % _LOOK == 0 and bool((gram - eye).abs().max() < _NEAR):
+            break
+        X = X @ (3 * eye - gram) / 2
+        gram = X.mT @ X
+    else:
+        return None
+    found: Tensor = X @ (3 * eye - gram) / 2
+    return found
 
 
 def procrustes(
@@ -30,7 +60,7 @@ def procrustes(
     return polar_factor(finetuned.double().mT @ merged.double()).to(merged.dtype)
 
 
-def orthogonality_error(matrix: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch"]:
+def orthogonality_error(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"]:
     """Return max |A^T A - I|."""
     wide = matrix.double()
     eye = torch.eye(matrix.shape[-1], dtype=wide.dtype, device=wide.device)

@@ -1,6 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 import torch
+from pretended_device import DEVICE, PretendedDevice
 
 from momacli.features.procrustes import orthogonality_error, polar_factor, procrustes
 
@@ -8,6 +11,11 @@ from momacli.features.procrustes import orthogonality_error, polar_factor, procr
 def random_orthogonal(d: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0]
+
+
+def random(m: int, n: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(m, n, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("determinant", [1.0, -1.0])
@@ -58,6 +66,35 @@ def test_the_polar_factor_of_zero_is_the_identity_and_of_an_orthogonal_matrix_it
 
     torch.testing.assert_close(polar_factor(torch.zeros(2, 3, 3)), torch.eye(3).expand(2, 3, 3))
     torch.testing.assert_close(polar_factor(q), q)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 7])
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e9])
+def test_of_few_columns_it_is_what_the_singular_value_decomposition_says(columns, condition):
+    u = torch.linalg.qr(random(8, columns, seed=1))[0]
+    v = torch.linalg.qr(random(columns, columns, seed=2))[0]
+    sizes = torch.logspace(0, -math.log10(condition), columns, dtype=torch.float64)
+
+    found = polar_factor((u * sizes) @ v.mT)
+
+    torch.testing.assert_close(found, u @ v.mT, atol=1e-14 * condition + 1e-12, rtol=0)
+    assert orthogonality_error(found) < 1e-12
+
+
+@pytest.mark.parametrize("singular", [False, True])
+def test_another_device_comes_to_the_factors_of_the_processor(singular):
+    matrices = torch.stack([random(6, 6, seed=n) for n in range(3)])
+    matrices[1, 0] *= 0.0 if singular else 1e-4
+
+    with PretendedDevice() as device:
+        found = polar_factor(matrices.to(DEVICE)).cpu()
+
+    assert device.calls > 20
+    assert orthogonality_error(found).max() < 1e-12
+    torch.testing.assert_close(found[[0, 2]], polar_factor(matrices)[[0, 2]], atol=1e-9, rtol=0)
+    stretches = found.mT @ matrices  # symmetric and without a negative value: the other factor
+    torch.testing.assert_close(stretches, stretches.mT, atol=1e-9, rtol=0)
+    assert torch.linalg.eigvalsh(stretches).min() > -1e-12
 
 
 def test_the_error_of_orthogonality_is_the_largest_entry_of_the_difference():

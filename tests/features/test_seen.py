@@ -5,7 +5,7 @@ import torch
 
 from momacli.features.families import moments, orthogonal
 from momacli.features.procrustes import orthogonality_error, polar_factor
-from momacli.features.seen import rotation_seen, seen_by
+from momacli.features.seen import rotations_seen, seen_by
 
 
 @pytest.fixture
@@ -28,6 +28,14 @@ def pair(features):
 def seen():
     """What a head of three classes sees."""
     return seen_by(torch.randn(3, 6, generator=torch.Generator().manual_seed(1)), softmax=True)
+
+
+def rotation_seen(cross, gram, seen, start=None):
+    """That of a single task."""
+    [found] = rotations_seen(
+        cross[None], gram[None], [seen], None if start is None else start[None]
+    )
+    return found
 
 
 def rotations(count, size):
