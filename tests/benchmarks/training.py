@@ -1,7 +1,9 @@
 """Training as all suites have it: of a base, and of an encoder with heads that learn faster."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,13 @@ _PRE_TRAINING_DECAY = 0.05
 def computing() -> AbstractContextManager[None]:
     """What an encoder is trained in."""
     return computing_in(PRECISION, _CPU)
+
+
+def _muon_computing() -> AbstractContextManager[Any]:
+    """What Muon makes its steps orthogonal in: by itself it takes bfloat16 on any processor."""
+    if PRECISION == "bfloat16":
+        return nullcontext()
+    return patch.object(torch.Tensor, "bfloat16", torch.Tensor.float)
 
 
 def pre_train(model: nn.Module, schedule: Schedule, loss: Callable[[], Tensor]) -> None:
@@ -53,8 +62,9 @@ def pre_train(model: nn.Module, schedule: Schedule, loss: Callable[[], Tensor]) 
             value = loss()
             model.zero_grad()
             value.backward()
-            for optimizer in optimizers:
-                optimizer.step()
+            with _muon_computing():
+                for optimizer in optimizers:
+                    optimizer.step()
 
 
 def _in_a_layer(name: str) -> bool:
