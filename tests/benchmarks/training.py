@@ -34,7 +34,7 @@ def _muon_computing() -> AbstractContextManager[Any]:
     """What Muon makes its steps orthogonal in: by itself it takes bfloat16 on any processor."""
     if PRECISION == "bfloat16":
         return nullcontext()
-    return patch.object(torch.Tensor, "bfloat16", torch.Tensor.float)
+    return patch.object(torch.Tensor, "bfloat16", torch.Tensor.clone)
 
 
 def pre_train(model: nn.Module, schedule: Schedule, loss: Callable[[], Tensor]) -> None:
