@@ -51,11 +51,11 @@ def pre_train(packs: Sequence[ImagePack], sizes: Sizes, schedule: Schedule, outp
         for template in _templates(pack)[:1]
     ]
     config = _config(sizes)
-    model, tokens = _random(config), _tokens(captions)
+    model, [tokens] = _random(config), training.moved(_tokens(captions))
     batches = varied_together(packs).batches(schedule.batch_size, seed=0)
 
     def loss() -> Tensor:
-        pixels, labels = next(batches)
+        pixels, labels = training.moved(*next(batches))
         shown, which = labels.unique(return_inverse=True)
         with training.computing():
             images, texts = model.encode_image(pixels), model.encode_text(tokens[shown])
@@ -85,7 +85,7 @@ def train_together(
         (output / task).mkdir(parents=True)
         file = output / task / f"head_{task}.safetensors"
         head(base, classes=list(pack.classes), templates=_templates(pack), output=file)
-        heads[task] = load_file(file)["weight"]
+        [heads[task]] = training.moved(load_file(file)["weight"])
     encoder: Any = model.visual
     batches = {
         task: varied(pack).batches(schedule.batch_size, seed) for task, pack in packs.items()
@@ -94,7 +94,7 @@ def train_together(
     def loss() -> Tensor:
         losses = []
         for task, weight in heads.items():
-            pixels, labels = next(batches[task])
+            pixels, labels = training.moved(*next(batches[task]))
             with training.computing():
                 features = encoder(pixels)
             losses.append(cross_entropy(normalize(features.float(), dim=-1) @ weight.mT, labels))

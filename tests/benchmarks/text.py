@@ -26,7 +26,7 @@ from momacli.data.order import in_rounds
 from momacli.demonstration.training import Schedule
 from tests.benchmarks.cells import Cells, code_of, digest_of_files
 from tests.benchmarks.comparison import Suite, evaluated
-from tests.benchmarks.training import PRECISION, computing, fine_tune
+from tests.benchmarks.training import ARITHMETIC, DEVICE, computing, fine_tune, moved
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 _ENDS = ("train.jsonl.gz", "test.jsonl.gz", "classes.json")
@@ -100,7 +100,7 @@ def prepare(
         code = code_of(read_pack, train_together, fine_tune)
         return cells.get(
             kind,
-            [wanted, digest_of_files(*files), weights, asdict(training), PRECISION, code],
+            [wanted, digest_of_files(*files), weights, asdict(training), ARITHMETIC, code],
             lambda folder: train_together(
                 model, {task: packs[task] for task in wanted}, training, folder
             ),
@@ -125,7 +125,7 @@ def prepare(
         texts,
         {
             "training": asdict(training),
-            "precision": PRECISION,
+            "arithmetic": ARITHMETIC,
             "packs": dict(tasks),
             "encoder": weights,
             **counts,
@@ -182,12 +182,13 @@ def train_together(
                 truncation=True,
                 max_length=training.max_length,
                 return_tensors="pt",
-            )
+            ).to(DEVICE)
+            [labels] = moved(torch.tensor([label for _, label in picked]))
             with computing():
                 hidden = encoder(**inputs).last_hidden_state.float()
             mask = inputs["attention_mask"][..., None].to(hidden.dtype)
             logits = head((hidden * mask).sum(dim=1) / mask.sum(dim=1))
-            losses.append(cross_entropy(logits, torch.tensor([label for _, label in picked])))
+            losses.append(cross_entropy(logits, labels))
         return torch.stack(losses).sum()
 
     fine_tune(encoder, heads, training.schedule, loss)

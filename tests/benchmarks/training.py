@@ -9,14 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from momacli.demonstration.training import Schedule
-from momacli.models.device import one_thread
+from momacli.models.device import choose_device, one_thread
 from momacli.models.precision import LEAST_PARAMETERS, choose_precision, computing_in
 
-_CPU = torch.device("cpu")
+DEVICE = choose_device("auto")
+"""What models are trained on, a GPU where there is one; before and after, they are on the CPU."""
 
-PRECISION = choose_precision("auto", _CPU, LEAST_PARAMETERS)
-"""Of an encoder's arithmetic: bfloat16 on a processor with tiles for it. One without takes five
-times as long in bfloat16 as in float32. Weights are float32."""
+PRECISION = choose_precision("auto", DEVICE, LEAST_PARAMETERS)
+"""Of an encoder's arithmetic: bfloat16 on a GPU or a processor made for it. Another processor takes
+five times as long in bfloat16 as in float32. Weights are float32."""
+
+ARITHMETIC = f"{PRECISION} on {DEVICE.type}"
+"""For the record, and for the keys of what is kept."""
 
 HEAD_RATE = 10
 """A head's learning rate as a multiple of the encoder's: it starts at random."""
@@ -27,7 +31,12 @@ _PRE_TRAINING_DECAY = 0.05
 
 def computing() -> AbstractContextManager[None]:
     """What an encoder is trained in."""
-    return computing_in(PRECISION, _CPU)
+    return computing_in(PRECISION, DEVICE)
+
+
+def moved(*values: Tensor) -> list[Tensor]:
+    """Values of a batch, on the device."""
+    return [value.to(DEVICE) for value in values]
 
 
 def _muon_computing() -> AbstractContextManager[Any]:
@@ -46,7 +55,7 @@ def pre_train(model: nn.Module, schedule: Schedule, loss: Callable[[], Tensor]) 
 
     loss: of the next batch.
     """
-    named = list(model.named_parameters())
+    named = list(model.to(DEVICE).named_parameters())
     layers = [one for name, one in named if one.ndim == 2 and _in_a_layer(name)]
     known = {id(one) for one in layers}
     others = [one for _, one in named if id(one) not in known]
@@ -65,6 +74,7 @@ def pre_train(model: nn.Module, schedule: Schedule, loss: Callable[[], Tensor]) 
             with _muon_computing():
                 for optimizer in optimizers:
                     optimizer.step()
+    model.cpu()
 
 
 def _in_a_layer(name: str) -> bool:
@@ -80,8 +90,8 @@ def fine_tune(
     loss: of the next batch.
     """
     groups = [
-        {"params": encoder.parameters(), "scale": 1.0},
-        {"params": heads.parameters(), "scale": float(HEAD_RATE)},
+        {"params": encoder.to(DEVICE).parameters(), "scale": 1.0},
+        {"params": heads.to(DEVICE).parameters(), "scale": float(HEAD_RATE)},
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=_WEIGHT_DECAY)
     with one_thread():
@@ -92,3 +102,5 @@ def fine_tune(
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
+    encoder.cpu()
+    heads.cpu()

@@ -78,7 +78,7 @@ def prepare(
             packs.described(*packs.every),
             asdict(sizes),
             asdict(before),
-            training.PRECISION,
+            training.ARITHMETIC,
             code_of(read_images, Varied, family.pre_train, training.pre_train),
         ],
         lambda folder: family.pre_train(
@@ -94,7 +94,7 @@ def prepare(
         code = code_of(read_images, Varied, family.train_together, training.fine_tune)
         return cells.get(
             kind,
-            [packs.described(*wanted), weights, tuning, training.PRECISION, code],
+            [packs.described(*wanted), weights, tuning, training.ARITHMETIC, code],
             lambda folder: family.train_together(
                 base, {task: packs.read(task) for task in wanted}, schedule, seed, folder
             ),
@@ -121,7 +121,7 @@ def prepare(
         samples,
         {
             "training": tuning,
-            "precision": training.PRECISION,
+            "arithmetic": training.ARITHMETIC,
             "pre-training": asdict(before),
             "sizes": asdict(sizes),
             "packs": list(packs.every),

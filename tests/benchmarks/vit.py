@@ -36,7 +36,7 @@ def pre_train(packs: Sequence[ImagePack], sizes: Sizes, schedule: Schedule, outp
     batches = varied_together(packs).batches(schedule.batch_size, seed=0)
 
     def loss() -> Tensor:
-        pixels, labels = next(batches)
+        pixels, labels = training.moved(*next(batches))
         with training.computing():
             logits = model(pixel_values=pixels).logits
         return cross_entropy(logits.float(), labels)
@@ -64,7 +64,7 @@ def train_together(
     def loss() -> Tensor:
         losses = []
         for task, head in heads.items():
-            pixels, labels = next(batches[task])
+            pixels, labels = training.moved(*next(batches[task]))
             with training.computing():
                 features = encoder(pixel_values=pixels).last_hidden_state[:, 0]
                 logits = head(features)
