@@ -33,7 +33,7 @@ class Suite:
         plan = Plan(**{**content["plan"], "chosen": Chosen(**content["plan"]["chosen"])})
         averages = {row.name: _of_seeds(runs, row.name) for row in runs[0].rows if row.scores}
         return cls(
-            f"{content['suite']} ({len(content['tasks'])} tasks, {_counted(len(runs))})",
+            f"{content['suite']} ({', '.join(_sizes(content, len(runs)))})",
             plan,
             averages,
             [row.name for row in runs[0].rows if row.added == 0 and not row.indented],
@@ -67,8 +67,13 @@ def _of_seeds(runs: Sequence[Rows], name: str) -> list[float]:
     return [100 * value for value in found if value is not None]
 
 
-def _counted(seeds: int) -> str:
-    return "1 seed" if seeds == 1 else f"{seeds} seeds"
+def _sizes(content: Mapping[str, Any], seeds: int) -> list[str]:
+    unlabeled = content.get("about", {}).get("unlabeled")
+    return [
+        f"{len(content['tasks'])} tasks",
+        *([f"≤ {unlabeled} unlabeled"] if unlabeled else []),
+        "1 seed" if seeds == 1 else f"{seeds} seeds",
+    ]
 
 
 def summary(contents: Sequence[Mapping[str, Any]]) -> Table:

@@ -311,12 +311,14 @@ def test_all_suites_are_one_table_of_what_each_has_measured(bench):
     merges = {chosen.task_arithmetic: 4, "dare": 6, "iso-c": 5, f"ties:lambda=1{paper}": 7}
     one = content("one", {"fine-tuned": 10, **merges, moma: 7})
     two = content("two", *({"fine-tuned": 9, "together": 8, "average": n} for n in (3, 5)))
+    two["about"] = {"unlabeled": 30}
     table = bench.summary.summary([one, two])
 
     shown = {
         (line.label, line.indented): [cell.text for cell in line.cells] for line in table.lines
     }
-    assert table.header == ["Method", "one (1 tasks, 1 seed)", "two (1 tasks, 2 seeds)"]
+    sizes = ["1 tasks, 1 seed", "1 tasks, ≤ 30 unlabeled, 2 seeds"]
+    assert table.header == ["Method", f"one ({sizes[0]})", f"two ({sizes[1]})"]
     assert shown["Fine-tuned", False] == ["100.0", "90.0 ± 0.0"]
     assert shown["Traditional MTL", False] == ["-", "80.0 ± 0.0"]
     assert shown["best other merge", False] == ["60.0 (dare)", "-"]
