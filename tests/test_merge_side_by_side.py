@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,10 +97,10 @@ def true_digests(paths: Sequence[Path]) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def merged(paths: Sequence[Path], method: str = "average", **options: object) -> Path:
+def merged(paths: Sequence[Path], method: str = "average", **options: Any) -> Path:
     return merge(
         paths[1:], base=paths[0], method=method, output="out.safetensors", force=True, **options
-    ).output  # type: ignore[arg-type]
+    ).output
 
 
 @pytest.mark.parametrize("method", ["average", "ties", "dare"])

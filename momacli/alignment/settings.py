@@ -38,7 +38,7 @@ On eight image tasks and all unlabeled images of each (`python -m tests.benchmar
                        0.3                  3.16  56.0
                        0.1, falling to 0    3.80  55.4  no option
     its start          the merged model     3.36  55.9  the default
-                       S = 0                3.34  56.3  the paper's, from its merged model's half
+                       S = 0                3.34  56.3  half of what the headroom allows
     headroom           half of it           3.67  55.5
                        twice                3.20  55.7
     weight of M^2      5e-9                 3.36  55.9  the default, as in the paper

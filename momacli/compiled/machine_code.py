@@ -49,7 +49,8 @@ def machine_code(name: str, write: Callable[[], ir.Module], source: str) -> Call
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)  # calls release the GIL
     function: Any = kind(engine.get_function_address(name))
     function.engine = engine  # whose memory it is in
-    return function  # type: ignore[no-any-return]
+    typed: Callable[..., None] = function
+    return typed
 
 
 def _place(name: str) -> Path | None:

@@ -13,14 +13,14 @@ _MOST, _LOOK = 80, 4
 so these reach 1e-12 of the largest; and steps between two looks, for which a GPU is waited for."""
 
 _NEAR = 1e-6
-"""Largest entry of X^T X - I from which one step more leaves rounding: its square comes next."""
+"""Norm of X^T X - I from which one step more leaves rounding: its square comes next."""
 
 
 def polar_factor(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
     """Return U V^T, the matrix with orthonormal columns nearest to U S V^T, m >= n, in its type.
 
     Computed in float64: of square matrices on a processor by their singular values, and else by
-    products alone, which a GPU has ten times sooner and which of few columns are sooner anywhere.
+    products alone, which are all that a GPU does at its full rate, and sooner of few columns.
     Where the matrix is singular one of several nearest is returned, and for the zero matrix the
     identity.
     """
@@ -43,7 +43,7 @@ def _by_products(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m
     X, eye = matrix / largest, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     gram = gram / largest.square()
     for step in range(_MOST):
-        if step % _LOOK == 0 and bool((gram - eye).abs().max() < _NEAR):
+        if step % _LOOK == 0 and bool((torch.linalg.matrix_norm(gram - eye) < _NEAR).all()):
             break
         X = X @ (3 * eye - gram) / 2
         gram = X.mT @ X
