@@ -24,7 +24,7 @@ from momacli.data.folders import task_sources
 from momacli.data.reading import Reading
 from momacli.data.sampling import Sampling
 from momacli.errors import CheckpointError, ConflictError, ModelError, MomaError, UsageError
-from momacli.evaluate import evaluate
+from momacli.evaluate import Prepared, evaluate
 from momacli.merge import merge
 from momacli.merging.report import MergeReport
 from momacli.models.device import check_precision
@@ -33,7 +33,6 @@ from momacli.statistics.score import Score
 
 if TYPE_CHECKING:
     from momacli.data.folders import Data
-    from momacli.evaluate import Prepared
 
 
 @dataclass(frozen=True)
@@ -279,7 +278,7 @@ class Scoring:
     held_out: Mapping[str, Path]
     options: Options
     listener: Listener
-    prepared: "Prepared" = field(default_factory=dict)
+    prepared: Prepared = field(default_factory=dict)
 
     def of_model(self, path: Path) -> Mapping[str, Score]:
         """Scores of a model of all tasks."""

@@ -1,6 +1,8 @@
 """Accuracy of a model on labeled folders, task by task."""
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,17 +21,29 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from momacli.alignment.adapted import Answers
     from momacli.data.folders import Data
     from momacli.data.loading import Samples
     from momacli.features.adapter import Adapter
     from momacli.models.classification import Classifier
-    from momacli.models.interface import Batch
     from momacli.models.separate_head import SeparateHead
 
-    Prepared = dict[tuple[str, str], tuple[Samples, Tensor]]
-    """Samples and labels, by their place and how they are prepared."""
-
 _BATCH = 64
+_FEW = 4  # samples with which a head is found
+
+
+@dataclass
+class Labeled:
+    """Samples of a task, prepared, and what the last encoder made of them."""
+
+    samples: "Samples"
+    labels: "Tensor"
+    encoder: str = ""  # hash of its weights, config and precision
+    features: "Tensor | None" = None  # [N, d]
+
+
+Prepared = dict[tuple[str, str], Labeled]
+"""Samples by their place and how they are prepared."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ def evaluate(
     adapter: bool = True,
     device: str = "auto",
     precision: str = "float32",
-    prepared: "Prepared | None" = None,
+    prepared: Prepared | None = None,
     listener: Listener = ignore,
 ) -> EvalReport:
     """Count correct answers of each model's tasks on labeled samples.
@@ -76,16 +90,25 @@ def evaluate(
         bfloat16, or auto, which is what `align` takes (see `models.precision`): in half the time
         on a processor with AMX (64 texts of 64 tokens through MiniLM: 0.65 against 1.29 s).
     prepared: what calls before this one made of the same samples, read in the same way; what is
-        new is added. Without it, samples are prepared once a call.
+        new is added. Without it, samples are prepared once a call. Of models in a row that differ
+        in what is behind the encoder alone, as adapters and rotations of heads do, the encoder is
+        run once.
 
     Raises MomaErrors where a model cannot be read or a folder does not match its labels.
     """
     from momacli.alignment.adapted import adapters_beside
 
-    kept = {} if prepared is None else prepared
     check_precision(precision)
-    on = choose_device(device)
-    run = _Run(data, on, precision, reading or Reading(), heads, listener, kept)
+    run = _Run(
+        data=data,
+        device=choose_device(device),
+        precision=precision,
+        reading=reading or Reading(),
+        heads=heads,
+        listener=listener,
+        prepared={} if prepared is None else prepared,
+        shares=prepared is not None or len(models) > 1,
+    )
     scores: dict[str, dict[str, Score]] = {}
     added: dict[str, int] = {}
     for path in models:
@@ -110,12 +133,13 @@ class _Run:
     reading: Reading
     heads: Sequence[str]
     listener: Listener
-    prepared: "Prepared"
+    prepared: Prepared
+    shares: bool  # whether encoders may be those of models before or after
     told: set[str] = field(default_factory=set)
 
 
 def _evaluate(model: MultiTask, adapters: "Mapping[str, Adapter]", run: _Run) -> dict[str, Score]:
-    from momacli.alignment.adapted import answers
+    from momacli.alignment.adapted import Answers
     from momacli.data.folders import task_sources
     from momacli.models.precision import choose_precision
 
@@ -132,10 +156,25 @@ def _evaluate(model: MultiTask, adapters: "Mapping[str, Adapter]", run: _Run) ->
             run.prepared[key] = _labeled(one, sources[task], run)
         run.listener(Progress(f"evaluating {model.path}", done, len(model.tasks), "tasks"))
         precision = choose_precision(run.precision, run.device, _parameters(network))
-        answer = answers(network, one, adapters.get(task), precision)
-        scores[task] = _score(answer, run.device, task, *run.prepared[key])
+        encoder = _encoder(network, one, precision) if run.shares else ""
+        answer = Answers(network, one, adapters.get(task), precision)
+        scores[task] = _score(answer, run.device, task, run.prepared[key], encoder)
     run.listener(Progress(f"evaluating {model.path}", len(model.tasks), len(model.tasks), "tasks"))
     return scores
+
+
+def _encoder(network: "Classifier | SeparateHead", model: TaskModel, precision: str) -> str:
+    """A hash of what determines the features of given samples."""
+    import torch
+
+    assert model.description is not None
+    content = [precision, model.description.config, sorted(network.head_tensors)]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
+    for name, tensor in sorted([*network.parameters.items(), *network.buffers.items()]):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _parameters(network: "Classifier | SeparateHead") -> int:
@@ -163,7 +202,7 @@ def _preparation(model: TaskModel) -> str:
     return "|".join([*kind, *own, *files, *class_names(config)])
 
 
-def _labeled(model: TaskModel, source: Path, run: _Run) -> "tuple[Samples, Tensor]":
+def _labeled(model: TaskModel, source: Path, run: _Run) -> Labeled:
     import torch
 
     from momacli.data.loading import load_labeled
@@ -172,7 +211,7 @@ def _labeled(model: TaskModel, source: Path, run: _Run) -> "tuple[Samples, Tenso
     samples, labels = load_labeled(
         source, model.description, model.task, run.reading, told=run.told, listener=run.listener
     )
-    return samples, torch.tensor(labels)
+    return Labeled(samples, torch.tensor(labels))
 
 
 def _opened(
@@ -195,23 +234,48 @@ def _opened(
 
 
 def _score(
-    answer: "Callable[[Batch], Tensor]",
-    device: "torch.device",
-    task: str,
-    samples: "Samples",
-    labels: "Tensor",
+    answer: "Answers", device: "torch.device", task: str, labeled: Labeled, encoder: str
 ) -> Score:
+    """Count correct answers.
+
+    encoder: as `_encoder` has it, "" for one whose features are not kept.
+    """
     import torch
 
-    correct = 0
+    correct, made = 0, []
+    known = _known(answer, device, labeled, encoder)
     with torch.no_grad():
-        for indices in torch.arange(len(samples)).split(_BATCH):
-            wanted, inputs = labels[indices], samples.batch(indices)
-            logits = answer({key: value.to(device) for key, value in inputs.items()})
+        for indices in torch.arange(len(labeled.samples)).split(_BATCH):
+            wanted = labeled.labels[indices]
+            if known is None:
+                inputs = labeled.samples.batch(indices)
+                logits, features = answer({key: value.to(device) for key, value in inputs.items()})
+                made.append(features)
+            else:
+                logits = answer.of_features(known[indices].to(device))
             if int(wanted.max()) >= logits.shape[1]:
                 raise DataError(
                     f"the labels of task {task} go up to {int(wanted.max())}, "
                     f"its head has {logits.shape[1]} classes"
                 )
             correct += int((logits.argmax(dim=1).cpu() == wanted).sum())
-    return Score(correct, len(labels))
+    found = [one.cpu() for one in made if one is not None]
+    if encoder and not answer.in_depth and found and len(found) == len(made):
+        labeled.encoder, labeled.features = encoder, torch.cat(found)
+    return Score(correct, len(labeled.labels))
+
+
+def _known(
+    answer: "Answers", device: "torch.device", labeled: Labeled, encoder: str
+) -> "Tensor | None":
+    """The features of all samples [N, d] if this encoder made the last that are kept."""
+    import torch
+
+    if not encoder or answer.in_depth or encoder != labeled.encoder:
+        return None
+    few = labeled.samples.batch(torch.arange(min(_FEW, len(labeled.samples))))
+    try:
+        answer.find_head({key: value.to(device) for key, value in few.items()})
+    except ModelError:  # a head that takes more than the features
+        return None
+    return labeled.features

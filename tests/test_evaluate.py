@@ -6,7 +6,9 @@ import transformers
 from PIL import Image
 from tiny_models import CLASSES
 
-from momacli.alignment.adapted import answers
+from momacli.align import align
+from momacli.alignment.adapted import Answers
+from momacli.alignment.settings import Settings
 from momacli.compare import Options, compare
 from momacli.errors import DataError, UsageError
 from momacli.evaluate import Score, evaluate
@@ -70,37 +72,53 @@ def test_the_interval_is_wilsons(place):
     assert Score(5, 5).interval[1] == pytest.approx(1.0)
 
 
-def logits_of(precision: str, monkeypatch) -> torch.Tensor:
-    """What evaluate makes of one task's samples."""
+@pytest.fixture
+def heard(monkeypatch):
+    """The logits that evaluate makes of batches, and whether the encoder ran for them."""
     found = []
 
-    def noting(*arguments):
-        answer = answers(*arguments)
+    class Noting(Answers):
+        def __call__(self, batch):
+            before = len(found)
+            logits, features = super().__call__(batch)
+            found[before:] = [(logits, True)]
+            return logits, features
 
-        def noted(batch):
-            found.append(answer(batch))
-            return found[-1]
+        def of_features(self, features):
+            found.append((super().of_features(features), False))
+            return found[-1][0]
 
-        return noted
-
-    monkeypatch.setattr("momacli.alignment.adapted.answers", noting)
-    evaluate(["experts/cats"], data="labeled", precision=precision)
-    return torch.cat(found)
+    monkeypatch.setattr("momacli.alignment.adapted.Answers", Noting)
+    return found
 
 
-def test_in_bfloat16_the_encoder_is_less_exact_and_the_head_is_not(place, monkeypatch):
-    exact, rough = (logits_of(precision, monkeypatch) for precision in ("float32", "bfloat16"))
+def logits_of(heard, *models, precision="float32") -> tuple[torch.Tensor, int]:
+    """What evaluate makes of all samples, and of how many batches the encoder made features."""
+    heard.clear()
+    evaluate(models, data="labeled", precision=precision)
+    return torch.cat([logits.flatten() for logits, _ in heard]), sum(ran for _, ran in heard)
+
+
+def test_in_bfloat16_the_encoder_is_less_exact_and_the_head_is_not(place, heard):
+    exact, rough = (
+        logits_of(heard, "experts/cats", precision=precision)[0]
+        for precision in ("float32", "bfloat16")
+    )
 
     assert exact.dtype == rough.dtype == torch.float32
     assert not torch.equal(rough, rough.bfloat16().float())  # as those of a head in bfloat16 are
     assert 1e-4 < (rough - exact).norm() / exact.norm() < 3e-2
 
 
-def test_a_processor_without_tiles_evaluates_in_float32_by_itself(place, monkeypatch):
+def test_a_processor_without_tiles_evaluates_in_float32_by_itself(place, heard, monkeypatch):
     monkeypatch.setattr("momacli.models.precision._has_tiles", lambda: False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
-    assert torch.equal(logits_of("auto", monkeypatch), logits_of("float32", monkeypatch))
+    found, exact = (
+        logits_of(heard, "experts/cats", precision=precision)[0]
+        for precision in ("auto", "float32")
+    )
+    assert torch.equal(found, exact)
 
 
 def test_an_unknown_precision_is_refused_before_any_work():
@@ -108,3 +126,33 @@ def test_an_unknown_precision_is_refused_before_any_work():
         evaluate(["nowhere"], data="nowhere", precision="half")
     with pytest.raises(UsageError, match="float32 or bfloat16, found half"):
         compare(["nowhere"], evaluation="nowhere", options=Options(precision="half"))
+
+
+def aligned(**options):
+    merge([f"experts/{task}" for task in CLASSES], base="base")
+    align("merged", data="labeled", output="aligned", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"settings": Settings(mask="none")}, {"method": "surgery", "options": {"steps": 20}}],
+    ids=["rotations", "adapters"],
+)
+def test_models_with_one_encoder_answer_as_each_alone_and_it_runs_once(place, heard, options):
+    aligned(**options)
+    apart = [logits_of(heard, model) for model in ("merged", "aligned")]
+    together, ran = logits_of(heard, "merged", "aligned")
+
+    assert [ran for _, ran in apart] == [3, 3]
+    assert ran == 3
+    assert torch.allclose(together, torch.cat([logits for logits, _ in apart]), atol=1e-5)
+    assert not torch.allclose(*[logits for logits, _ in apart], atol=1e-3)
+
+
+def test_an_encoder_with_other_weights_runs_again(place, heard):
+    aligned(settings=Settings(steps=2, batch_size=8))
+    apart = [logits_of(heard, model)[0] for model in ("merged", "aligned")]
+    together, ran = logits_of(heard, "merged", "aligned")
+
+    assert ran == 6
+    assert torch.equal(together, torch.cat(apart))

@@ -1,9 +1,10 @@
 """Models with an adapter behind their encoder, which lies in a file beside them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxtyping import Float
 from torch import Tensor
 
 from momacli.alignment.alignment import open_alignment
@@ -19,7 +20,7 @@ from momacli.models.interface import Batch, Head
 from momacli.models.precision import computing_in
 from momacli.models.separate_head import SeparateHead
 
-_FEW = 4  # samples of the first batch, which show where the head and the blocks are
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -66,43 +67,76 @@ def adapters_beside(model: MultiTask) -> Adapters | None:
         return Adapters(path, {task: found.adapters[task] for task in model.tasks})
 
 
-def answers(
-    network: Classifier | SeparateHead,
-    model: TaskModel,
-    adapter: Adapter | None,
-    precision: str = "float32",
-) -> Callable[[Batch], Tensor]:
-    """Return what makes logits of batches: the loaded network, with its adapter if it has one.
+class Answers:
+    """What makes logits: a loaded network, with its adapter if it has one.
 
-    precision: of the encoder's arithmetic, float32 or bfloat16. An adapter behind it and the head
-    compute in float32, for logits in bfloat16 would often tie.
-
-    Raises ConflictError if the adapter is not as wide as the features.
+    Without an adapter and in float32 it is the architecture's own code that does.
     """
-    if adapter is None and precision == "float32":
-        return network.logits
-    mend = None if adapter is None else adapter.to(network.device)
-    heads: list[Head] = []  # the one, once a batch has shown where it is
-    deep: list[DeepEncoder] = []  # likewise
 
-    def answer(batch: Batch) -> Tensor:
-        few = {key: value[:_FEW] for key, value in batch.items()}
-        if not heads:
-            network.find_head(few)
-            heads.append(network.head(reader(model), model.keys))
-        if mend is not None and mend.blocks and not deep:
-            deep.append(DeepEncoder(network, few))
-            deep[0].check(mend.blocks, model.task)
-        with computing_in(precision, network.device):
-            found = deep[0](batch, mend.blocks)[1] if mend and deep else network.features(batch)
-        features = found.float()
-        if mend is None:
-            return heads[0](features)
-        if features.shape[1] != mend.down.shape[1]:
+    def __init__(
+        self,
+        network: Classifier | SeparateHead,
+        model: TaskModel,
+        adapter: Adapter | None,
+        precision: str = "float32",
+    ):
+        """Take a network with the weights of a task's model.
+
+        precision: of the encoder's arithmetic, float32 or bfloat16. An adapter behind it and the
+        head compute in float32, for logits in bfloat16 would often tie.
+        """
+        self._network, self._model, self._precision = network, model, precision
+        self._adapter = None if adapter is None else adapter.to(network.device)
+        self._head: Head | None = None  # once a batch has shown where it is
+        self._deep: DeepEncoder | None = None  # likewise
+
+    @property
+    def in_depth(self) -> bool:
+        """Whether the adapter changes what the encoder makes."""
+        return self._adapter is not None and bool(self._adapter.blocks)
+
+    def __call__(self, batch: Batch) -> tuple[Float[Tensor, "n C"], Float[Tensor, "n d"] | None]:
+        """Return logits and the features they are of, None where it is not known which these are.
+
+        Raises ConflictError if the adapter is not as wide as the features.
+        """
+        if self._adapter is None and self._precision == "float32":
+            return self._network.answer(batch)
+        self.find_head(batch)
+        if self.in_depth and self._deep is None:
+            assert self._adapter is not None
+            self._deep = DeepEncoder(self._network, _few(batch))
+            self._deep.check(self._adapter.blocks, self._model.task)
+        with computing_in(self._precision, self._network.device):
+            if self._deep is not None and self._adapter is not None:
+                features = self._deep(batch, self._adapter.blocks)[1]
+            else:
+                features = self._network.features(batch)
+        return self.of_features(features), features.float()
+
+    def find_head(self, batch: Batch) -> None:
+        """Find the head with a few samples of a batch. Raises ModelError."""
+        if self._head is None:
+            self._network.find_head(_few(batch))
+            self._head = self._network.head(reader(self._model), self._model.keys)
+
+    def of_features(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n C"]:
+        """Return the logits of what the encoder made, once the head is found.
+
+        Raises ConflictError if the adapter is not as wide.
+        """
+        assert self._head is not None
+        features = features.float()
+        if self._adapter is None:
+            return self._head(features)
+        if features.shape[1] != self._adapter.down.shape[1]:
             raise ConflictError(
-                f"the adapter of task {model.task} is for features of {mend.down.shape[1]} "
-                f"numbers, the encoder gives {features.shape[1]}"
+                f"the adapter of task {self._model.task} is for features of "
+                f"{self._adapter.down.shape[1]} numbers, the encoder gives {features.shape[1]}"
             )
-        return heads[0](mend(features))
+        return self._head(self._adapter(features))
 
-    return answer
+
+def _few(batch: Batch) -> Batch:
+    """The first samples of a batch, which show where the head and the blocks are."""
+    return {key: value[:_FEW] for key, value in batch.items()}

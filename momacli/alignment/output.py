@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from momacli.alignment.adapted import adapters_beside, answers
+from momacli.alignment.adapted import Answers, adapters_beside
 from momacli.alignment.alignment import alignment_of, write_alignment
 from momacli.alignment.encoding import TaskData
 from momacli.alignment.folding import AbsorbReport, record_merged, write_absorbed
@@ -121,9 +121,9 @@ def differences(
                 device=inputs.device,
             )
             network.load(reader(model), model.keys, source=str(inputs.target))
-            answer = answers(network, model, adapters.tasks[name] if adapters else None)
-            logits = answer(task.batch(torch.arange(min(CHECKED, task.count)))).float()
-            found[name] = float((logits - outcome.logits[name]).abs().max())
+            answer = Answers(network, model, adapters.tasks[name] if adapters else None)
+            logits, _ = answer(task.batch(torch.arange(min(CHECKED, task.count))))
+            found[name] = float((logits.float() - outcome.logits[name]).abs().max())
     worst = max(found.values())
     if worst > 1e-2:
         inputs.listener(

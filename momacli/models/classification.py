@@ -155,15 +155,23 @@ class Classifier(Network):
 
     def features(self, batch: Batch) -> Float[Tensor, "N d"]:
         """Return the input of the head's first linear layer."""
-        self._features = None
         self.module(**batch)
-        found, self._features = self._features, None
-        return _vectors(self.module, found)
+        return _vectors(self.module, self._taken())
 
     def logits(self, batch: Batch) -> Float[Tensor, "N C"]:
         """Return the whole model's logits, computed by transformers itself."""
+        return self.answer(batch)[0]
+
+    def answer(self, batch: Batch) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N d"] | None]:
+        """Return the logits, and the features they were made of if it is known where they are."""
         logits: Tensor = self.module(**batch).logits
-        return logits
+        found = self._taken()
+        return logits, None if found is None or found.ndim != 2 else found
+
+    def _taken(self) -> Tensor | None:
+        """The features of the pass that has ended."""
+        found, self._features = self._features, None
+        return found
 
     def _watch(self, layer: str) -> None:
         """Note the input of a layer in every forward pass."""

@@ -124,12 +124,12 @@ class PooledNetwork(SeparateHead):
             output, self._output = self._output, None
         return _vectors(output, batch, self._rule)
 
-    def logits(self, batch: Batch) -> Float[Tensor, "N C"]:
-        """Return the head's logits, of a head within the network by its own code."""
+    def answer(self, batch: Batch) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N d"]]:
+        """Return the head's logits, of a head within the network by its own code, and features."""
         if self._own_head is None:
-            return super().logits(batch)
+            return super().answer(batch)
         features = self.features(batch)
-        return self._own_head(unit_norm(features) if self._rule.normalize else features)
+        return self._own_head(unit_norm(features) if self._rule.normalize else features), features
 
     def _capture(self, _module: nn.Module, _inputs: object, output: object) -> None:
         self._output = output

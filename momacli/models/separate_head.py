@@ -59,6 +59,10 @@ class SeparateHead(Network, ABC):
 
     def logits(self, batch: Batch) -> Float[Tensor, "N C"]:
         """Return the head's logits."""
+        return self.answer(batch)[0]
+
+    def answer(self, batch: Batch) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N d"]]:
+        """Return the head's logits, and the raw features they were made of."""
         if self._head is None:
             raise ModelError("there is no head", hint=self.missing_hint)
         features = self.features(batch).float()
@@ -68,7 +72,7 @@ class SeparateHead(Network, ABC):
                 f"the head takes features of {expected} numbers, the encoder gives {found}",
                 hint=self.misfit_hint,
             )
-        return self._head(features)
+        return self._head(features), features
 
 
 def unit_norm(features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
