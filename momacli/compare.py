@@ -245,7 +245,7 @@ def _make(
 def _fine_tuned(making: Making, inputs: Sequence[Named], scoring: "Scoring") -> None:
     """The row of the experts themselves, each on its own task."""
     blank = Row(FINE_TUNED, "Fine-tuned", indented=False)
-    key = making.keys.of(FINE_TUNED, uses_data=False)
+    key = making.keys.of(FINE_TUNED)
     if making.take_up(FINE_TUNED, key):
         return
     scores: dict[str, Score] = {}

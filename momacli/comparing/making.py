@@ -195,7 +195,7 @@ class Making:
         self.keep(one.name, self._key(one), row)
 
     def _key(self, one: Wanted) -> str:
-        return self.keys.of(one.name, uses_data=one.spec.sees_samples)
+        return self.keys.of(one.name, one.spec)
 
     def _tell(self, text: str) -> None:
         self.listener(Notice(f"{len(self.rows)} of {self.total}: {text}"))

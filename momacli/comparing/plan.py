@@ -5,8 +5,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from momacli import __version__
+from momacli.alignment.catalog import FILES
 from momacli.alignment.settings import Settings
 from momacli.checkpoint.head_files import with_head_file
 from momacli.checkpoint.reader import Checkpoint
@@ -20,6 +22,9 @@ from momacli.errors import UsageError
 PRE_TRAINED = Spec(Step("task-arithmetic", (("lambda", "0"),)))
 """The base's encoder with the experts' heads: nothing of the multi-task vector."""
 
+
+_IN_CLOSED_FORM = ("transform", "prior", "objective")
+"""Settings that count where no mask is learned."""
 
 FINE_TUNED = "fine-tuned"
 """Name of the row of the experts, each on its own task."""
@@ -145,14 +150,28 @@ class Keys:
             "config": config,
             "heads": list(common.heads),
             "features": [common.pooling, common.features],
-            "defaults": asdict(Settings()),  # of alignments, for what a row leaves out
         }
         self._data = _listed(data)
 
-    def of(self, name: str, *, uses_data: bool) -> str:
-        """The key of a row."""
-        content = {**self._shared, "row": name, "data": self._data if uses_data else None}
+    def of(self, name: str, spec: Spec | None = None) -> str:
+        """The key of a row; of one without a spec, which nothing is merged for."""
+        content = {
+            **self._shared,
+            "row": name,
+            "data": self._data if spec is not None and spec.sees_samples else None,
+            "defaults": _left_out(None if spec is None else spec.alignment),
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _left_out(alignment: Step | None) -> dict[str, Any]:
+    """The defaults that moma's own alignment has for what a row does not say."""
+    if alignment is None or alignment.name in FILES:
+        return {}
+    defaults = asdict(Settings())
+    if ALIGNMENTS[alignment.name].has_mask:
+        return defaults
+    return {name: defaults[name] for name in _IN_CLOSED_FORM}
 
 
 def _digests(path: Path) -> dict[str, str]:
