@@ -220,7 +220,7 @@ def test_progress_carries_the_loss_of_each_task_the_masked_share_and_the_samples
     assert [event.done for event in steps] == list(range(1, 21))
     assert [event.samples for event in steps] == [10 * done for done in range(1, 21)]
     assert all(set(event.values) == {"task0", "task1", "masked share"} for event in steps)
-    assert steps[0].values["masked share"] == 0  # it starts at the merged model
+    assert steps[0].values["masked share"] == 0  # it starts where half of the headroom is
     assert steps[-1].values["masked share"] == fitted.masked_share
     assert fitted.samples_per_second > 0
 
@@ -255,7 +255,7 @@ def test_features_that_are_not_finite_are_refused_before_any_step(problem):
         {"batch_size": 0},
         {"batch_size": "all"},
         {"headroom": -1.0},
-        {"headroom": 1.0},
+        {"headroom": 1.0, "start": "merged"},
         {"mask": "rows"},
         {"precision": "half"},
         {"objective": "answers"},

@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from momacli.alignment.mask import MaskedEncoder, masked, pull_back, start_value
+from momacli.alignment.settings import Settings
 
 
 def small_network() -> nn.Module:
@@ -40,6 +41,20 @@ def test_the_start_value_leaves_the_merged_model_as_it_is():
         factor = headroom * torch.sigmoid(torch.tensor(start_value(headroom)))
 
         torch.testing.assert_close(factor, torch.tensor(1.0))
+
+
+def test_by_default_it_starts_at_half_the_full_sum_however_strongly_tasks_were_merged():
+    for strength in (0.1, 0.4):
+        parameters = dict(small_network().named_parameters())
+        base = {name: value.detach().clone() for name, value in parameters.items()}
+        with torch.no_grad():
+            for value in parameters.values():
+                value.add_(strength)  # of a full sum of 1
+        start, headroom = Settings().start, 1 / strength
+        MaskedEncoder(parameters, base.__getitem__, headroom=headroom, start=start).restart()
+
+        for name, value in parameters.items():
+            torch.testing.assert_close(value, base[name] + 0.5)
 
 
 def test_steps_equal_autograd_through_the_merge_with_torchs_own_adam():

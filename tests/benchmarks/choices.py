@@ -14,14 +14,15 @@
                       number, the mean of the others, before the last transforms are found
     rate 0.03, 0.3    of Adam for the mask, where the default is the paper's 0.1
     falling           a rate that falls to 0 as a cosine does
-    start 0           half of the largest there may be, where the default is the merged model
+    merged            S such that the steps begin at the merged model, where the default begins at 0
     headroom /2, x2   half or twice as much as the default
     no sparsity       without the paper's weight of 5e-9 on the mask's squares
     orthogonal        the default's transforms, without a mask
     unpriored         these without the prior
     paper             the paper's recipe
 
-With fewer samples of each task than there are it learns from these.
+With fewer samples of each task than there are it learns from these, and with --start merged or a
+number all but the paper's recipe begin there.
 Prints the objective on the unlabeled samples, summed over tasks, the accuracy on others, and
 processor seconds of the whole command.
 """
@@ -34,7 +35,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -97,10 +98,9 @@ class BinaryMask(MaskedEncoder):
 
     @torch.no_grad()
     def release(self) -> None:
-        factors = self.headroom * torch.sigmoid(self._S)
-        kept = factors >= 0.5
-        share = factors[kept].mean() / self.headroom
-        self._S.copy_(torch.where(kept, torch.logit(share), _NOTHING))
+        entries = torch.sigmoid(self._S)
+        kept = entries >= torch.sigmoid(torch.tensor(self._start)) / 2
+        self._S.copy_(torch.where(kept, torch.logit(entries[kept].mean()), _NOTHING))
         self._write_back()
         super().release()
 
@@ -187,7 +187,7 @@ def choices(plain: Settings) -> dict[str, tuple[Settings, AbstractContextManager
         "rate 0.03": (replace(plain, mask_rate=0.03), nullcontext()),
         "rate 0.3": (replace(plain, mask_rate=0.3), nullcontext()),
         "falling": (plain, _masked_by(falling(plain.steps))),
-        "start 0": (replace(plain, start=0.0), nullcontext()),
+        "merged": (replace(plain, start="merged"), nullcontext()),
         "headroom /2": (plain, _roomier(0.5)),
         "headroom x2": (plain, _roomier(2.0)),
         "no sparsity": (replace(plain, sparsity=0.0), nullcontext()),
@@ -215,13 +215,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", help="some of the choices, by name")
     parser.add_argument("--steps", type=int, default=Settings().steps)
     parser.add_argument("--samples", type=int, help="of each task; default all there are")
+    add_start(parser)
+
+
+def add_start(parser: argparse.ArgumentParser) -> None:
+    """Add where masks begin."""
+    default, text = Settings().start, "S where masks begin, or merged, with --choices"
+    parser.add_argument("--start", type=start_of, default=default, help=text)
+
+
+def start_of(text: str) -> float | Literal["merged"]:
+    """A start as the command line says it."""
+    return "merged" if text == "merged" else float(text)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print a line for each choice, on the tasks of `moma demo`."""
     demo: Path = arguments.demo
     place = Place(demo / "merged", demo / "unlabeled", demo / "labeled")
-    measure(place, Settings(steps=arguments.steps), arguments.only, arguments.samples)
+    plain = Settings(steps=arguments.steps, start=arguments.start)
+    measure(place, plain, arguments.only, arguments.samples)
 
 
 def measure(place: Place, plain: Settings, only: Sequence[str] | None, samples: int | None) -> None:

@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="no rows, but other alignments of task arithmetic: all, or names of `choices`",
     )
     parser.add_argument("--samples", type=int, nargs="+", help="of each task, for --choices")
+    choices.add_start(parser)
     parser.add_argument(
         "--transductive", action="store_true", help="adapt to the samples that are evaluated"
     )
@@ -129,9 +130,11 @@ def _measure_choices(suite: Suite, plan: Plan, seed: int, arguments: argparse.Na
                 output=merged,
             )
             place = choices.Place(merged, suite.unlabeled(transductive=False), suite.labeled)
-            length = Settings(steps=plan.steps, batch_size=plan.batch_size, seed=seed)
+            plain = Settings(
+                steps=plan.steps, batch_size=plan.batch_size, seed=seed, start=arguments.start
+            )
             only = None if arguments.choices == ["all"] else arguments.choices
-            choices.measure(place, length, only, samples)
+            choices.measure(place, plain, only, samples)
 
 
 def _rows(
