@@ -53,6 +53,33 @@ def start_value(headroom: float) -> float:
     return -math.log(headroom - 1)
 
 
+def advance(
+    S: Float[Tensor, " n"],
+    m: Float[Tensor, " n"],
+    v: Float[Tensor, " n"],
+    gradient: Float[Tensor, " n"],
+    theta: Float[Tensor, " n"],
+    theta_0: Float[Tensor, " n"],
+    tau: Float[Tensor, " n"],
+    headroom: float,
+    sparsity: float,
+    rate: float,
+    correction: float,
+) -> None:
+    """Move S by one step of Adam with moments m and v, theta with it, and zero the gradient.
+
+    gradient: with respect to theta.
+    rate: divided by the first moment's correction, 1 - beta_1^steps; correction: the second's.
+    """
+    beta_1, beta_2 = _BETAS
+    slope = pull_back(gradient, tau, torch.sigmoid(S), headroom, sparsity)
+    m.lerp_(slope, 1 - beta_1)
+    v.mul_(beta_2).addcmul_(slope, slope, value=1 - beta_2)
+    S.addcdiv_(m, (v / correction).sqrt_().add_(_EPSILON), value=-rate)
+    gradient.zero_()
+    theta.copy_(masked(theta_0, tau, torch.sigmoid(S), headroom))
+
+
 class MaskedEncoder:
     """An encoder's parameters held as theta_0, tau and S, with Adam's two moments of S.
 
@@ -141,21 +168,16 @@ class MaskedEncoder:
     def step(self, *, rate: float, sparsity: float) -> None:
         """Move S by one step of Adam along the gradient in `.grad`, and theta_m with it."""
         self.steps += 1
-        beta_1, beta_2 = _BETAS
-        correction_1, correction_2 = 1 - beta_1**self.steps, 1 - beta_2**self.steps
+        corrections = tuple(1 - beta**self.steps for beta in _BETAS)
         add_up_shares(self._gradient, self._ranks)
-        gradients = self._gradient[self._own]
+        theta, gradients = self._theta[self._own], self._gradient[self._own]
         for block in range(0, self._S.numel(), self._block):
             part = slice(block, block + self._block)
-            S, tau, g = self._S[part], self._tau[part], gradients[part]
-            m, v = self._m[part], self._v[part]
-            gradient = pull_back(g, tau, torch.sigmoid(S), self.headroom, sparsity)
-            m.lerp_(gradient, 1 - beta_1)
-            v.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
-            scale = (v / correction_2).sqrt_().add_(_EPSILON)
-            S.addcdiv_(m, scale, value=-rate / correction_1)
-            g.zero_()
-            self._write(part)
+            advance(
+                self._S[part], self._m[part], self._v[part], gradients[part],
+                theta[part], self._theta_0[part], self._tau[part],
+                self.headroom, sparsity, rate / corrections[0], corrections[1],
+            )  # fmt: skip
         if self._ranks.count > 1:
             self._gradient.zero_()
         spread_shares(self._theta, self._ranks)

@@ -120,7 +120,8 @@ def main() -> None:
     network = Network(given.size)
     numbers = (given.tasks, given.batch, given.steps)
     if given.kind == "plain":
-        seconds = plain(network, samples(network, given.tasks, given.batch), given.steps)
+        found = plain(network, samples(network, given.tasks, given.batch), given.steps)
+        seconds = found["seconds"]
     elif given.kind.endswith("naive"):
         seconds = naive(network, given.kind, *numbers)
     else:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 SIZES = {  # hidden, layers, heads, patch, image
     "vit-b32": (768, 12, 12, 32, 224),
+    "vit-b16": (768, 12, 12, 16, 224),
+    "vit-l14": (1024, 24, 16, 14, 224),
     "small": (192, 6, 3, 4, 32),
 }
 CLASSES = 10
@@ -17,7 +19,7 @@ CLASSES = 10
 class Network:
     """A ViT in the form that alignments ask for."""
 
-    def __init__(self, size: str):
+    def __init__(self, size: str, device: str = "cpu"):
         import transformers
 
         hidden, layers, heads, patch, image = SIZES[size]
@@ -25,7 +27,8 @@ class Network:
             hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
             num_attention_heads=heads, patch_size=patch, image_size=image,
         )  # fmt: skip
-        self.module = transformers.ViTModel(config, add_pooling_layer=False).eval()
+        self.module = transformers.ViTModel(config, add_pooling_layer=False).eval().to(device)
+        self.device = torch.device(device)
         self.parameters = dict(self.module.named_parameters())
         self.buffers: dict[str, Tensor] = {}
         self.hidden, self.image = hidden, image

@@ -18,6 +18,7 @@ def measured_step(
     *,
     python: str | None = None,
     threads: int = 1,
+    device: str = "cpu",
 ) -> tuple[Cost, dict[str, float]]:
     """Run a kind of step of a module of this folder; returns what it took, and what it wrote.
 
@@ -25,6 +26,7 @@ def measured_step(
     """
     command = [python or sys.executable, "-m", f"tests.benchmarks.{module}", kind, "--size", size]
     command += ["--tasks", str(tasks), "--batch", str(batch), "--steps", str(steps)]
+    command += [] if device == "cpu" else ["--device", device]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         environment = {"OMP_NUM_THREADS": str(threads)}
