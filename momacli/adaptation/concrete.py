@@ -21,7 +21,7 @@ from torch import Tensor
 
 from momacli.adaptation.ensemble import Ensemble, Merged
 from momacli.adaptation.leaves import LOSS_SCALE, Leaves, blocks
-from momacli.compiled.loops import adam_of_mask, product_of_three
+from momacli.compiled.training_loops import adam_of_mask, product_of_three
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8

@@ -6,11 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from momacli.checkpoint.arrays import Array, as_array, as_tensor, converted, count_changed
+from momacli.checkpoint.arrays import (
+    Array,
+    array_dtype,
+    as_array,
+    as_tensor,
+    converted,
+    count_changed,
+)
 from momacli.checkpoint.blocks import (
     Block,
     block_size,
@@ -30,6 +38,7 @@ from momacli.errors import ConflictError
 from momacli.methods._catalog import Method
 from momacli.methods._settings import TensorSettings
 from momacli.methods._stacks import StacksOfPlan
+from momacli.methods._sums import added_to_base
 from momacli.methods._tally import Guesses, tally_of
 from momacli.models.device import one_thread
 from momacli.progress import Listener, Progress
@@ -47,6 +56,9 @@ _PROCESS, _COPIES = 600_000_000, 6
 
 _ARRAYS_PROCESS, _ARRAYS_COPIES = 300_000_000, 3
 """The same of methods that compute in NumPy, a piece at a time."""
+
+_WORTH_COMPILING = 1 << 27
+"""Entries of all models together from which on a loop of sums saves twice what loading it takes."""
 
 _START, _RATE = 1.0, 500e6
 """Seconds until the first byte; bytes a second, hashed and merged."""
@@ -240,7 +252,7 @@ class StreamedMerge:
                     given = self._arguments(name, statistics.get(name))
                 if suspicion is not None:
                     opens = 0 if span.start else span.spec.elements
-                    suspicion.see(block.theta_0, block.taus, opens=opens)
+                    suspicion.see(block, opens=opens)
                 yield span, self._part(span, block, given)
 
     def _is_in_pieces(self, statistics: Mapping[str, Any]) -> bool:
@@ -285,6 +297,10 @@ class StreamedMerge:
 
     def _merged(self, span: Span, block: Block, given: Mapping[str, Any]) -> Part:
         spec = span.spec
+        if block.thetas is not None and self._sums_are_compiled and span.length > 1:
+            part = self._sum(span, block.theta_0, block.thetas, given)
+            if part is not None:
+                return part
         shape = spec.shape if span.length == spec.elements else block.theta_0.shape
         if self.method.takes("base"):
             given = {**given, "base": self._given(block.theta_0.reshape(shape))}
@@ -296,6 +312,26 @@ class StreamedMerge:
         if block.aside is not None:
             block.aside.restore(merged)
         return Part(spec.name, merged, changed)
+
+    @cached_property
+    def _sums_are_compiled(self) -> bool:
+        """Whether the method is a sum, of so much that a compiled loop is worth loading."""
+        size = sum(spec.elements for spec in self.plan.merged) * len(self.plan.checkpoints)
+        return self.method.factors is not None and size >= _WORTH_COMPILING
+
+    def _sum(
+        self, span: Span, theta_0: Array, thetas: Array, given: Mapping[str, Any]
+    ) -> Part | None:
+        """The merge by a method that is a sum; None where an entry of it is not finite."""
+        assert self.method.factors is not None
+        weights, lam = self.method.factors(len(thetas), **given)
+        merged, changed = added_to_base(theta_0, thetas, weights, lam)
+        if changed is None:
+            return None
+        if merged.dtype != array_dtype(span.spec.dtype, span.spec.name):
+            merged = rounded(merged, span.spec)
+            changed = count_changed(merged, converted(theta_0, merged.dtype))
+        return Part(span.spec.name, merged, changed)
 
     def _rounded(self, values: Array, span: Span, block: Block) -> Array:
         """Round to the type written; what is not finite may come from an input."""
