@@ -9,9 +9,9 @@ geometry between is done in float64 on numbers the size of T x T.
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.errors import UsageError
+from momacli.shapes import Float
 
 Center = Literal["base", "zero"]
 """Where the sphere is centred: "base" turns task vectors, "zero" turns the weights themselves."""

@@ -1,7 +1,8 @@
 """Sums over the experts, in the processor's cache."""
 
 import numpy as np
-from jaxtyping import Float
+
+from momacli.shapes import Float
 
 
 def weighted_sum(

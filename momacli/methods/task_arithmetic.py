@@ -4,10 +4,10 @@ theta_m = theta_0 + lambda * sum_t w_t tau_t. A negative weight makes the model 
 """
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
+from momacli.shapes import Float
 
 ELEMENTWISE = True
 PASSES_ON_NONFINITE = True
