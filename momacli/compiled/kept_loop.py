@@ -7,7 +7,7 @@ import ctypes
 import functools
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -41,14 +41,14 @@ class KeptLoop:
     def __init__(self, function: Callable[..., Any]):
         functools.update_wrapper(self, function)
         self._function = function
-        self._codes: dict[tuple[str, ...], Callable[..., int | None]] = {}
+        self._codes: dict[tuple[object, ...], Callable[..., int | None]] = {}
 
     def __call__(self, *arguments: Any) -> int:
         """Run it. Raises TypeError for arguments of other kinds."""
         kinds = tuple([_kind(argument) for argument in arguments])
         code = self._codes.get(kinds)
         if code is None:
-            code = self._codes[kinds] = _compiled(self._function, kinds)
+            code = self._codes[kinds] = _compiled(self._function, [*map(_name, kinds)])
         return code(*arguments) or 0
 
 
@@ -57,15 +57,25 @@ def scratch(size: int, kind: Any) -> Array:
     return np.empty(size, kind)
 
 
-def _kind(argument: Any) -> str:
+def _kind(argument: Any) -> object:
     if isinstance(argument, np.ndarray):
         if not argument.flags.c_contiguous:
             raise TypeError("an array is not contiguous")
-        return f"{argument.dtype.name} {argument.ndim}"
-    return _NUMBERS[type(argument)]
+        return argument.dtype, argument.ndim
+    return type(argument)
 
 
-def _compiled(function: Any, kinds: tuple[str, ...]) -> Callable[..., int | None]:
+def _name(kind: Any) -> str:
+    """A kind of arguments in words: a number's type, and the number of dimensions of an array."""
+    if isinstance(kind, tuple):
+        dtype, ndim = kind
+        return f"{dtype.name} {ndim}"
+    if kind not in _NUMBERS:
+        raise TypeError(f"a loop takes no {kind.__name__}")
+    return _NUMBERS[kind]
+
+
+def _compiled(function: Any, kinds: Sequence[str]) -> Callable[..., int | None]:
     digest = hashlib.sha256(" ".join(kinds).encode()).hexdigest()
     name = f"{function.__name__}_{digest[:8]}"
     try:
@@ -81,7 +91,7 @@ def _compiled(function: Any, kinds: tuple[str, ...]) -> Callable[..., int | None
     return _callable(address, kinds)
 
 
-def _callable(address: int, kinds: tuple[str, ...]) -> Callable[..., int]:
+def _callable(address: int, kinds: Sequence[str]) -> Callable[..., int]:
     """The code as Numba lays it out: where to put the result, what went wrong, then arguments.
 
     Of an array these are its owner and parent, of which there are none, its number of elements,
@@ -114,7 +124,7 @@ _DONE = (0, -2)
 """What Numba calls a return, and one of nothing."""
 
 
-def _in_llvms_language(name: str, function: Any, kinds: tuple[str, ...]) -> str:
+def _in_llvms_language(name: str, function: Any, kinds: Sequence[str]) -> str:
     import numba
 
     signature = tuple(_in_numba(kind) for kind in kinds)

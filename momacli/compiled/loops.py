@@ -13,6 +13,9 @@ _BLOCK = 1 << 10
 
 _EIGHTS = _BLOCK // 8
 
+_SUMS = 1 << 8
+"""Parts that a long sum is taken in, so that it is vectorised."""
+
 _LARGEST = 0x7FFFFFFF
 """The largest int32, and all bits of a float32 but its sign."""
 
@@ -47,6 +50,30 @@ def add_weighted_sum(
         changed += different
         broken += wrong
     return -1 if broken else changed
+
+
+@KeptLoop
+def products_of_two(first: Array, second: Array, base: Array, products: Array) -> None:
+    """Of a = first + base and b = second + base, [n] each: a . a, a . b and b . b, in float64."""
+    wide, n = np.float64, first.shape[0]
+    aa, ab, bb = scratch(_SUMS, wide), scratch(_SUMS, wide), scratch(_SUMS, wide)
+    for sums in (aa, ab, bb):
+        sums[:] = 0
+    for start in range(0, n, _SUMS):
+        size = min(_SUMS, n - start)
+        x, y, z = (
+            first[start : start + size], second[start : start + size], base[start : start + size],
+        )  # fmt: skip
+        for i in range(size):
+            a, b = wide(x[i]) + wide(z[i]), wide(y[i]) + wide(z[i])
+            aa[i] += a * a
+            ab[i] += a * b
+            bb[i] += b * b
+    products[:] = 0
+    for i in range(_SUMS):
+        products[0] += aa[i]
+        products[1] += ab[i]
+        products[2] += bb[i]
 
 
 def elect_and_merge(

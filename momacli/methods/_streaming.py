@@ -31,6 +31,7 @@ from momacli.checkpoint.blocks import (
 )
 from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import MergePlan
+from momacli.checkpoint.reader import iterate_blocks
 from momacli.checkpoint.side_by_side import start_hashes
 from momacli.checkpoint.spans import Span, pieces, spans
 from momacli.checkpoint.writer import TensorSpec
@@ -59,6 +60,9 @@ _ARRAYS_PROCESS, _ARRAYS_COPIES = 300_000_000, 3
 
 _WORTH_COMPILING = 1 << 27
 """Entries of all models together from which on a loop of sums saves twice what loading it takes."""
+
+_AT_ONCE = 1 << 16
+"""Values that are added, rounded and counted while they are in the cache."""
 
 _START, _RATE = 1.0, 500e6
 """Seconds until the first byte; bytes a second, hashed and merged."""
@@ -307,8 +311,7 @@ class StreamedMerge:
         with np.errstate(all="ignore"):  # a result that is not finite is an error, not a warning
             tau = self.method.function(self._given(block.taus.reshape(-1, *shape)), **given)
             flat = (tau if isinstance(tau, np.ndarray) else as_array(tau)).reshape(-1)
-            merged = self._rounded(_add(block, flat), span, block)
-        changed = count_changed(merged, converted(block.theta_0, merged.dtype))
+            merged, changed = self._added(flat, span, block)
         if block.aside is not None:
             block.aside.restore(merged)
         return Part(spec.name, merged, changed)
@@ -332,6 +335,23 @@ class StreamedMerge:
             merged = rounded(merged, span.spec)
             changed = count_changed(merged, converted(theta_0, merged.dtype))
         return Part(span.spec.name, merged, changed)
+
+    def _added(self, tau: Array, span: Span, block: Block) -> tuple[Array, int]:
+        """theta_0 + tau, rounded to the type written, and how many values of it changed.
+
+        With one expert and its whole task vector, it is exactly that expert.
+        """
+        alone = block.theta_1
+        if alone is not None and not (tau == block.taus[0]).all():
+            alone = None
+        merged = np.empty(span.length, array_dtype(span.spec.dtype, span.spec.name))
+        changed = 0
+        for start, stop in iterate_blocks(span.length, _AT_ONCE):
+            theta_0 = block.theta_0[start:stop]
+            theta_1 = theta_0 + tau[start:stop] if alone is None else alone[start:stop]
+            merged[start:stop] = self._rounded(theta_1, span, block)
+            changed += count_changed(merged[start:stop], converted(theta_0, merged.dtype))
+        return merged, changed
 
     def _rounded(self, values: Array, span: Span, block: Block) -> Array:
         """Round to the type written; what is not finite may come from an input."""
@@ -358,11 +378,3 @@ class StreamedMerge:
         from momacli.methods._random_mask import Draws
 
         return [Draws(f"{self.seed}/{expert.name}/{key}") for expert in self.plan.experts]
-
-
-def _add(block: Block, tau: Array) -> Array:
-    """theta_0 + tau; with one expert and its whole task vector, exactly that expert."""
-    if block.theta_1 is not None and bool((tau == block.taus[0]).all()):
-        return block.theta_1
-    merged: Array = block.theta_0 + tau
-    return merged
