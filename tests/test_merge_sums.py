@@ -30,7 +30,7 @@ def write(dtype: torch.dtype, change: Callable[[str, Tensor], None] | None = Non
         if change:
             change(name, weight)
         scale = torch.randn((), generator=generator)
-        tensors = {"first": weight[:5].to(dtype), "scale": scale.to(dtype)}
+        tensors = {"first": weight[:5].to(dtype).clone(), "scale": scale.to(dtype)}
         save_file(tensors | {"weight": weight.to(dtype)}, f"{name}.safetensors")
     return [f"{name}.safetensors" for name in NAMES]
 
