@@ -10,7 +10,7 @@ import momacli
 
 ROOT = Path(momacli.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-GROUND = {"errors", "progress", "signals"}
+GROUND = {"errors", "progress", "shapes", "signals"}
 
 HOMES = {
     "transformers": {"models"},

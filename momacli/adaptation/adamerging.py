@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.adaptation.coefficients import Coefficients, Per
@@ -22,6 +21,7 @@ from momacli.adaptation.fit import descend
 from momacli.adaptation.leaves import Leaves
 from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
+from momacli.shapes import Float
 
 ENCODERS, ENCODERS_PER_EXPERT = 2, 1
 """What is held, in sizes of the merged tensors in float32: theta_0, theta_m; and tau_t."""

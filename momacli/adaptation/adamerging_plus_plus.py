@@ -8,7 +8,6 @@ by `adamerging`.
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.adaptation.adamerging import Table, start, whole_table
@@ -18,6 +17,7 @@ from momacli.checkpoint.arrays import as_array, as_tensor
 from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
 from momacli.methods.ties import TiesStatistic, first_pass, least_kept
+from momacli.shapes import Float
 
 ENCODERS, ENCODERS_PER_EXPERT = 2, 1
 """What is held, in sizes of the merged tensors in float32, as by `adamerging`."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.adaptation.leaves import LOSS_SCALE, Leaves
+from momacli.shapes import Float
 
 Per = Literal["task", "layer"]
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.adaptation.ensemble import Ensemble, Merged
 from momacli.adaptation.leaves import LOSS_SCALE, Leaves, blocks
-from momacli.compiled.loops import adam_of_mask, product_of_three
+from momacli.compiled.training_loops import adam_of_mask, product_of_three
+from momacli.shapes import Float
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from momacli.alignment.resume import Keeper
@@ -15,6 +14,7 @@ from momacli.methods._random_mask import Draws
 from momacli.models.interface import Batch, Encoder, Head, Padding
 from momacli.models.precision import choose_precision, computing_in
 from momacli.progress import Listener, ignore
+from momacli.shapes import Float
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 """The objective of methods that learn from unlabeled samples: how unsure the answers are."""
 
-from jaxtyping import Float
 from torch import Tensor
+
+from momacli.shapes import Float
 
 
 def mean_entropy(logits: Float[Tensor, "N C"]) -> Float[Tensor, ""]:

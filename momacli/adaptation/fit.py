@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.adaptation.ensemble import Ensemble, Task
@@ -19,6 +18,7 @@ from momacli.adaptation.leaves import LOSS_SCALE, Leaves
 from momacli.data.order import shuffled
 from momacli.errors import DivergenceError
 from momacli.progress import Notice, Progress
+from momacli.shapes import Float
 from momacli.signals import uninterrupted
 
 _TOGETHER = {"cpu": 16}

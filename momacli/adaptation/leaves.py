@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from momacli.shapes import Float
 
 LOSS_SCALE = 2.0**64
 """What a loss is multiplied by before its gradient is taken, and this divided by again.

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.alignment.alignment import open_alignment
@@ -19,6 +18,7 @@ from momacli.models.classification import Classifier
 from momacli.models.interface import Batch, Head
 from momacli.models.precision import computing_in
 from momacli.models.separate_head import SeparateHead
+from momacli.shapes import Float
 
 _FEW = 4
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.alignment.beside import ALIGNMENT
@@ -27,6 +26,7 @@ from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 from momacli.errors import CheckpointError
 from momacli.features.adapter import Adapter, adapter_of
+from momacli.shapes import Float
 
 _MASK, _TRANSFORM, _HEAD, _ADAPTER = "mask.", "transform.", "head.", "adapter."
 _ALIGNMENT_KEY = "alignment"

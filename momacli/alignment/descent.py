@@ -13,7 +13,6 @@ from functools import cached_property
 from itertools import islice
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.alignment.early_stop import EVERY, EarlyStop
@@ -31,6 +30,7 @@ from momacli.merging.ranks import Ranks
 from momacli.models.interface import Batch, Encoder
 from momacli.models.precision import choose_precision, computing_in
 from momacli.progress import Listener, Notice, Progress
+from momacli.shapes import Float
 from momacli.signals import uninterrupted
 
 State = tuple[int, Mapping[str, Tensor]]

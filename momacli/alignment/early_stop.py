@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.alignment.encoding import TaskData, encode_all
@@ -30,6 +29,7 @@ from momacli.errors import DataError
 from momacli.merging.ranks import Ranks
 from momacli.models.interface import Encoder
 from momacli.progress import Listener, Notice
+from momacli.shapes import Float
 
 EVERY, PATIENCE = 25, 4
 """Steps between two looks, and looks without a lower value until it is enough."""

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from momacli.alignment.sharing import ALONE, fitting_all, rows_of_all
@@ -14,6 +13,7 @@ from momacli.merging.ranks import Ranks
 from momacli.models.device import release_memory
 from momacli.models.interface import Batch, Encoder, Head, Padding
 from momacli.progress import Listener, Notice, Progress, ignore
+from momacli.shapes import Float, Int
 
 _EVALUATION_BATCH = 64
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.alignment.descent import Descent, State, batch_size_of
@@ -26,6 +25,7 @@ from momacli.merging.ranks import Ranks
 from momacli.models.device import release_memory
 from momacli.models.interface import Encoder
 from momacli.progress import Listener, Notice, ignore
+from momacli.shapes import Float
 
 
 @dataclass(frozen=True)

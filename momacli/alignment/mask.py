@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from momacli.alignment.sharing import ALONE, add_up, add_up_shares, spread_shares
 from momacli.merging.ranks import Ranks
+from momacli.shapes import Float
 
 _CACHED, _LAUNCHED = 1 << 18, 1 << 24
 """Entries that are updated at a time: on a processor, what stays in its cache; elsewhere more, for

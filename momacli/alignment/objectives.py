@@ -6,10 +6,10 @@ Each objective gives one number a task: the mean over that task's samples.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.models.interface import Head
+from momacli.shapes import Float
 
 Objective = Callable[[Tensor, Tensor, Head], Tensor]
 """Aligned and fine-tuned features [n, d] and the task's head -> one number."""

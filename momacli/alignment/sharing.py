@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.errors import OutOfMemoryError
 from momacli.merging.ranks import Ranks
 from momacli.models.device import needing_memory
+from momacli.shapes import Float
 
 ALONE = Ranks(0, 1)
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.families import FAMILIES, Moments, moments
+from momacli.shapes import Float
 
 
 @runtime_checkable

@@ -46,17 +46,54 @@ _KEPT = 1 << 24
 temporary array, instead of giving it back to the system page by page."""
 
 
-@dataclass(frozen=True)
 class Block:
     """A stretch of n values of one tensor, in float32, or float64 where an input has that.
 
     Its memory is used again for a later block.
     """
 
-    theta_0: Array  # [n]
-    taus: Array  # [T, n]
-    theta_1: Array | None  # [n], the expert itself where there is exactly one
-    aside: SetAside | None = None  # entries that are not finite, where that is tolerated
+    def __init__(
+        self,
+        theta_0: Array,
+        rows: Array,
+        theta_1: Array | None = None,
+        aside: SetAside | None = None,
+        *,
+        subtracted: bool = True,
+    ):
+        """rows: the task vectors, or the experts, of which the base is not subtracted yet."""
+        self.theta_0 = theta_0  # [n]
+        self.theta_1 = theta_1  # [n], the expert itself where there is exactly one
+        self.aside = aside  # entries that are not finite, where that is tolerated
+        self._rows, self._subtracted = rows, subtracted
+
+    @property
+    def thetas(self) -> Array | None:
+        """The experts [T, n], where nobody has asked for their task vectors: those replace them."""
+        return None if self._subtracted else self._rows
+
+    @property
+    def taus(self) -> Array:
+        """The task vectors [T, n]."""
+        if not self._subtracted:
+            subtract_base(self.theta_0, self._rows, self._rows)
+            self._subtracted = True
+        return self._rows
+
+    def first_taus(self, count: int) -> Array:
+        """The first entries of the task vectors; the experts, if they are there, remain."""
+        if self._subtracted:
+            return self._rows[:, :count]
+        found = np.empty_like(self._rows[:, :count])
+        subtract_base(self.theta_0[:count], self._rows[:, :count], found)
+        return found
+
+
+def subtract_base(theta_0: Array, thetas: Array, taus: Array) -> None:
+    """theta_t - theta_0 for every expert, perhaps in place; what is not finite is seen later."""
+    with np.errstate(all="ignore"):
+        for theta, tau in zip(thetas, taus, strict=True):
+            np.subtract(theta, theta_0, out=tau)
 
 
 def block_size(plan: MergePlan) -> int:
@@ -142,7 +179,7 @@ def _read_pieces(
         stored = [checkpoint.stored(span.spec.name) for checkpoint in checkpoints]
         whole = min(_lengths_there(plan, span)) == span.length
         plain = whole and not vectors
-        at_once = plain and len(plan.experts) > 1  # a single expert is kept as it is, too
+        several = plain and len(plan.experts) > 1  # a single expert is kept as it is, too
         for start, stop in iterate_blocks(span.length, piece):
             part = Span(span.spec, span.start + start, span.start + stop)
             buffer, rows = memory.of(part.length)
@@ -151,17 +188,12 @@ def _read_pieces(
                 values.read_to(row[:there], part.start, passing)
                 row[there:] = 0
             passing.hash()
-            if at_once:
-                _subtract_base(rows)
-            state = _State(finite=known or is_finite(buffer), plain=plain, subtracted=at_once)
-            yield part, _block(plan, part, buffer[0], buffer[1:], buffer[1:], state)
-
-
-def _subtract_base(rows: Sequence[Array]) -> None:
-    theta_0, *thetas = rows
-    with np.errstate(all="ignore"):  # what is not finite is looked for elsewhere
-        for theta in thetas:
-            np.subtract(theta, theta_0, out=theta)
+            theta_0, thetas = buffer[0], buffer[1:]
+            if several and (known or is_finite(buffer)):
+                yield part, Block(theta_0, thetas, subtracted=False)
+                continue
+            state = _State(finite=known or is_finite(buffer), plain=plain)
+            yield part, _block(plan, part, theta_0, thetas, thetas, state)
 
 
 class _Memory:
@@ -189,7 +221,6 @@ class _State:
 
     finite: bool
     plain: bool  # experts, not task vectors, that have every element
-    subtracted: bool = False  # the base, from each of them
 
 
 def _pieces(
@@ -212,10 +243,9 @@ def _block(
     theta_1 = None
     if len(plan.experts) == 1 and not plan.experts[0].is_task_vector:
         theta_1 = thetas[0].copy()
-    if state.plain and not state.subtracted:
-        with np.errstate(all="ignore"):  # what is not finite is looked for below
-            np.subtract(thetas, theta_0, out=taus)
-    elif not state.plain:
+    if state.plain:
+        subtract_base(theta_0, thetas, taus)
+    else:
         lengths = _lengths_there(plan, span)
         for tau, theta, expert, there in zip(taus, thetas, plan.experts, lengths, strict=True):
             if expert.is_task_vector:

@@ -84,7 +84,7 @@ class Source:
 
     def expect(self, offset: int, length: int) -> None:
         """Let the system read ahead, where it can; nothing is lost where it does not."""
-        if _ADVISE is not None:
+        if _ADVISE is not None and not _is_in_memory(self._descriptor, offset + length - 1):
             with contextlib.suppress(OSError):
                 _ADVISE(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
@@ -161,3 +161,16 @@ else:
         os.lseek(descriptor, offset, os.SEEK_SET)
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.readinto(buffer)
+
+
+def _is_in_memory(descriptor: int, offset: int) -> bool:
+    """Whether the system has a byte of a file at hand, as far as it tells.
+
+    Then it has those before it, as a rule, and to have it look for each of them takes longer.
+    """
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError:  # it has not, or cannot tell
+        return False

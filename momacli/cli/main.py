@@ -1,5 +1,6 @@
 """The command `moma`: reads the arguments, runs one command, turns what goes wrong into text."""
 
+import atexit
 import contextlib
 import errno
 import gc
@@ -7,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NoReturn, cast
@@ -27,7 +29,24 @@ def main() -> NoReturn:
     gc.set_threshold(100_000, 20, 20)  # a run lives shortly and leaves few cycles behind
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy multiplies nothing large here
     _open_standard_streams()
-    sys.exit(run(sys.argv[1:]))
+    _leave(run(sys.argv[1:]))
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit; where nobody else is concerned, without freeing one by one what the process holds.
+
+    That takes a tenth of a second. Torch, other threads and who measures the run see its end.
+    """
+    observed = sys.gettrace() is not None or sys.getprofile() is not None
+    if observed or threading.active_count() > 1 or "torch" in sys.modules:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(status)
+    os._exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,36 +1,81 @@
 """Loops over single entries, compiled: one pass where NumPy would take a dozen.
 
-Numba keeps the machine code beside this file or in the user's cache, so that it is compiled
-once. The loops are short enough to stay in the processor's first cache and to be vectorised.
+They are short enough to stay in the processor's first cache and to be vectorised.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
-
-import numba
 import numpy as np
 
 from momacli.checkpoint.arrays import Array
-
-_Loop = TypeVar("_Loop", bound=Callable[..., object])
+from momacli.compiled.kept_loop import KeptLoop, scratch
 
 _BLOCK = 1 << 10
 """Entries whose sums are in the cache at once."""
+
+_EIGHTS = _BLOCK // 8
+
+_SUMS = 1 << 8
+"""Parts that a long sum is taken in, so that it is vectorised."""
 
 _LARGEST = 0x7FFFFFFF
 """The largest int32, and all bits of a float32 but its sign."""
 
 
-def _compiled(loop: _Loop) -> _Loop:
-    options = {"nogil": True, "error_model": "numpy"}  # a division by zero is no branch
-    try:
-        compiled: _Loop = numba.njit(cache=True, **options)(loop)
-    except RuntimeError:  # there is no place to keep it
-        compiled = numba.njit(**options)(loop)
-    return compiled
+@KeptLoop
+def add_weighted_sum(
+    theta_0: Array, thetas: Array, weights: Array, lam: float, merged: Array
+) -> int:
+    """theta_0 + lam sum_t w_t (theta_t - theta_0), in this order; both n long, thetas [T, n].
+
+    Returns how many entries differ from theta_0, or -1 where one of them is not finite.
+    """
+    T, n = thetas.shape
+    zero, factor = theta_0.dtype.type(0), theta_0.dtype.type(lam)
+    changed = broken = 0
+    for start in range(0, n, _BLOCK):
+        size = min(_BLOCK, n - start)
+        base, out = theta_0[start : start + size], merged[start : start + size]
+        row, weight = thetas[0, start : start + size], weights[0]
+        for i in range(size):
+            out[i] = zero + weight * (row[i] - base[i])  # a sum of -0.0 is 0.0, as NumPy's is
+        for t in range(1, T):
+            row, weight = thetas[t, start : start + size], weights[t]
+            for i in range(size):
+                out[i] += weight * (row[i] - base[i])
+        different, wrong = np.int32(0), np.int32(0)  # sums of 64 bits would take longer
+        for i in range(size):
+            value = base[i] + out[i] * factor
+            different = np.int32(different + np.int32(value != base[i]))
+            wrong = np.int32(wrong + np.int32(value - value != zero))
+            out[i] = value
+        changed += different
+        broken += wrong
+    return -1 if broken else changed
 
 
-@_compiled
+@KeptLoop
+def products_of_two(first: Array, second: Array, base: Array, products: Array) -> None:
+    """Of a = first + base and b = second + base, [n] each: a . a, a . b and b . b, in float64."""
+    wide, n = np.float64, first.shape[0]
+    aa, ab, bb = scratch(_SUMS, wide), scratch(_SUMS, wide), scratch(_SUMS, wide)
+    for sums in (aa, ab, bb):
+        sums[:] = 0
+    for start in range(0, n, _SUMS):
+        size = min(_SUMS, n - start)
+        x, y, z = (
+            first[start : start + size], second[start : start + size], base[start : start + size],
+        )  # fmt: skip
+        for i in range(size):
+            a, b = wide(x[i]) + wide(z[i]), wide(y[i]) + wide(z[i])
+            aa[i] += a * a
+            ab[i] += a * b
+            bb[i] += b * b
+    products[:] = 0
+    for i in range(_SUMS):
+        products[0] += aa[i]
+        products[1] += ab[i]
+        products[2] += bb[i]
+
+
 def elect_and_merge(
     taus: Array, thresholds: Array, weights: Array, majority: int, aggregate: int, merged: Array
 ) -> tuple[bool, int]:
@@ -39,14 +84,29 @@ def elect_and_merge(
     Returns whether in some entry what is left cancels out, so that the majority matters, and
     the balance of signs.
     """
+    found = np.empty(2, np.int64)
+    _elect_and_merge(taus, thresholds, weights, majority, aggregate, merged, found)
+    return bool(found[0]), int(found[1])
+
+
+@KeptLoop
+def _elect_and_merge(
+    taus: Array,
+    thresholds: Array,
+    weights: Array,
+    majority: int,
+    aggregate: int,
+    merged: Array,
+    found: Array,
+) -> None:
     T, n = taus.shape
     kind = taus.dtype.type
     zero, one = kind(0), kind(1)
-    total = np.empty(_BLOCK, taus.dtype)
-    positive = np.empty(_BLOCK, taus.dtype)  # sum of the positive entries
-    negative = np.empty(_BLOCK, taus.dtype)
-    positives = np.empty(_BLOCK, taus.dtype)  # how many there are, or their weights
-    negatives = np.empty(_BLOCK, taus.dtype)
+    total = scratch(_BLOCK, kind)
+    positive = scratch(_BLOCK, kind)  # sum of the positive entries
+    negative = scratch(_BLOCK, kind)
+    positives = scratch(_BLOCK, kind)  # how many there are, or their weights
+    negatives = scratch(_BLOCK, kind)
     cancelled = balance = 0
     for start in range(0, n, _BLOCK):
         size = min(_BLOCK, n - start)
@@ -75,15 +135,16 @@ def elect_and_merge(
             count = positives[i] if elected > zero else negatives[i]
             divisor = one if aggregate == 0 or count == zero else count
             out[i] = (positive[i] if elected > zero else negative[i]) / divisor
-    return cancelled > 0, balance
+    found[0] = cancelled
+    found[1] = balance
 
 
-@_compiled
+@KeptLoop
 def balance_of_signs(taus: Array, thresholds: Array, weights: Array) -> int:
     """How many entries have a positive sum after trimming, less those with a negative one."""
     T, n = taus.shape
-    zero = taus.dtype.type(0)
-    total = np.empty(_BLOCK, taus.dtype)
+    kind = taus.dtype.type
+    zero, total = kind(0), scratch(_BLOCK, kind)
     balance = 0
     for start in range(0, n, _BLOCK):
         size = min(_BLOCK, n - start)
@@ -100,17 +161,16 @@ def balance_of_signs(taus: Array, thresholds: Array, weights: Array) -> int:
     return balance
 
 
-@_compiled
+@KeptLoop
 def count_patterns(values: Array, low: int, width: int, shift: int, bins: Array) -> int:
     """Add the magnitudes' bit patterns to bins of 2^shift from `low` on; returns those above.
 
     values: float32 numbers, as int32.
     """
-    above = 0
-    inside = np.zeros(_BLOCK, np.uint8)
+    inside = scratch(_BLOCK, np.uint8)
     eights = inside.view(np.uint64)  # few have anything inside: the others are passed over
-    chosen = np.empty(len(eights), np.int64)
-    found = np.empty(_BLOCK, np.int64)
+    chosen, found = scratch(_EIGHTS, np.int64), scratch(_BLOCK, np.int64)
+    above = 0
     first, limit, magnitude = np.int32(low), np.int32(min(width, _LARGEST)), np.int32(_LARGEST)
     for start in range(0, values.shape[0], _BLOCK):
         row = values[start : start + _BLOCK]
@@ -136,7 +196,7 @@ def count_patterns(values: Array, low: int, width: int, shift: int, bins: Array)
     return above
 
 
-@_compiled
+@KeptLoop
 def keep_some(values: Array, keys: Array, positions: Array, limit: np.uint64, kept: Array) -> None:
     """Copy the values [T, n] whose random number of 64 bits is below `limit`, and zeros for others.
 
@@ -149,7 +209,6 @@ def keep_some(values: Array, keys: Array, positions: Array, limit: np.uint64, ke
             out[i] = row[i] if _split_mix(key, position + np.uint64(i)) < limit else zero
 
 
-@_compiled
 def keep_by_rank(
     values: Array,
     order: Array,
@@ -163,9 +222,23 @@ def keep_by_rank(
 
     order: the places of each row's values, by rank. divide: what is kept, by its probability.
     """
+    shares = np.empty(values.shape[1], probabilities.dtype)
+    _keep_by_rank(values, order, key, position, probabilities, int(divide), shares, kept)
+
+
+@KeptLoop
+def _keep_by_rank(
+    values: Array,
+    order: Array,
+    key: np.uint64,
+    position: int,
+    probabilities: Array,
+    divide: int,
+    shares: Array,
+    kept: Array,
+) -> None:
     n = values.shape[1]
     zero, one = values.dtype.type(0), values.dtype.type(1)
-    shares = np.empty(n, probabilities.dtype)
     for r in range(values.shape[0]):
         row, out, places = values[r], kept[r], order[r]
         first = np.uint64(position + r * n)
@@ -177,73 +250,13 @@ def keep_by_rank(
             out[i] = row[i] / divisor if _uniform(key, first + np.uint64(i)) < share else zero
 
 
-@_compiled
+@KeptLoop
 def draw_uniform(key: np.uint64, position: int, numbers: Array) -> None:
     """Fill with numbers from [0, 1), multiples of 2^-24."""
     for i in range(numbers.shape[0]):
         numbers[i] = _uniform(key, np.uint64(position) + np.uint64(i))
 
 
-@_compiled
-def adam(
-    values: Array, mean: Array, square: Array, gradient: Array, rate: float, epsilon: float
-) -> None:
-    """Move values by one step of Adam (Kingma and Ba 2015) and renew both moments, all [n].
-
-    rate, epsilon: with what the moments' bias asks for in them.
-    """
-    kind = values.dtype.type
-    new_mean, new_square, step, floor = kind(0.1), kind(0.001), kind(rate), kind(epsilon)
-    for i in range(values.shape[0]):
-        mean[i] += new_mean * (gradient[i] - mean[i])
-        square[i] += new_square * (gradient[i] * gradient[i] - square[i])
-        values[i] -= step * mean[i] / (np.sqrt(square[i]) + floor)
-
-
-@_compiled
-def product_of_three(a: Array, b: Array, c: Array) -> float:
-    """The sum of a * b * c over all entries, [n] each."""
-    total = 0.0
-    for start in range(0, a.shape[0], _BLOCK):
-        stop = min(start + _BLOCK, a.shape[0])
-        part = a.dtype.type(0)
-        for i in range(start, stop):
-            part += a[i] * b[i] * c[i]
-        total += part
-    return total
-
-
-@_compiled
-def adam_of_mask(
-    x: Array,
-    mean: Array,
-    square: Array,
-    gradient: Array,
-    tau: Array,
-    s: Array,
-    unscale: float,
-    offset: float,
-    factor: float,
-    rate: float,
-    epsilon: float,
-) -> None:
-    """Move the logits x of a relaxed mask s, with `unscale * gradient` by what s * tau is added to.
-
-    dL/dx = (unscale * gradient * tau - offset) s (1 - s) factor; the rest is as in `adam`.
-    """
-    kind = x.dtype.type
-    new_mean, new_square, one = kind(0.1), kind(0.001), kind(1)
-    down, less, times, step, floor = (
-        kind(unscale), kind(offset), kind(factor), kind(rate), kind(epsilon),
-    )  # fmt: skip
-    for i in range(x.shape[0]):
-        slope = (down * gradient[i] * tau[i] - less) * s[i] * (one - s[i]) * times
-        mean[i] += new_mean * (slope - mean[i])
-        square[i] += new_square * (slope * slope - square[i])
-        x[i] -= step * mean[i] / (np.sqrt(square[i]) + floor)
-
-
-@_compiled
 def _uniform(key: np.uint64, counter: np.uint64) -> np.float32:
     """A number from [0, 1), a multiple of 2^-24."""
     drawn = _split_mix(key, counter) >> np.uint64(40)
@@ -251,7 +264,6 @@ def _uniform(key: np.uint64, counter: np.uint64) -> np.float32:
     return number
 
 
-@_compiled
 def _split_mix(key: np.uint64, counter: np.uint64) -> np.uint64:
     """SplitMix64 (Steele, Lea and Flood 2014): random bits of a key and a counter."""
     z = key + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

@@ -1,7 +1,4 @@
-"""Machine code for this very processor, of LLVM's language; kept from one run to the next.
-
-Numba makes the same for loops, but to set itself up takes longer than hashing a gigabyte.
-"""
+"""Machine code for this very processor, of LLVM's language; kept from one run to the next."""
 
 import contextlib
 import ctypes
@@ -12,21 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite
-from llvmlite import binding, ir
+from llvmlite import binding
 
 from momacli.checkpoint.digests import cache_folder
 
 _DIGEST = 32
 """Bytes of the SHA-256 of machine code, before it."""
 
+_LIBRARY = ("llvm.", "memset", "memcpy", "memmove")
+"""How the names begin of functions that are there for any code."""
 
-def machine_code(name: str, write: Callable[[], ir.Module], source: str) -> Callable[..., None]:
+
+def machine_code(name: str, write: Callable[[], object], source: str) -> Callable[..., None]:
     """The function of a name that takes addresses and numbers of 64 bits and returns nothing.
 
-    write: makes the module that holds it. source: the file that it is written by: what was
-        compiled before that was changed is compiled again.
+    write, source: as for `linked`, which also says what is raised.
+    """
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)  # calls release the GIL
+    typed: Callable[..., None] = kind(linked(name, write, source))
+    return typed
 
-    Raises RuntimeError where LLVM cannot compile it for this processor.
+
+def linked(name: str, write: Callable[[], object], source: str) -> int:
+    """The address of the function of a name, which is there until the process ends.
+
+    write: makes what holds it, a module or its text. source: the file that it is written by:
+        what was compiled before that was changed is compiled again.
+
+    Raises RuntimeError where LLVM cannot compile it for this processor, or it calls what is
+    not in it.
     """
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
@@ -40,17 +51,31 @@ def machine_code(name: str, write: Callable[[], ir.Module], source: str) -> Call
     if code is None:
         module = binding.parse_assembly(str(write()))
         module.verify()
+        _refuse_strangers(module)
         code = machine.emit_object(module)
         if place is not None:
             _keep(place, code)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)  # calls release the GIL
-    function: Any = kind(engine.get_function_address(name))
-    function.engine = engine  # whose memory it is in
-    typed: Callable[..., None] = function
-    return typed
+    _ENGINES.append(engine)
+    found: int = engine.get_function_address(name)
+    return found
+
+
+_ENGINES: list[Any] = []
+"""Whose memory the code is in."""
+
+
+def _refuse_strangers(module: Any) -> None:
+    """Refuse calls of functions that are not there: the linker would end the process."""
+    strangers = [
+        item.name
+        for item in module.functions
+        if item.is_declaration and not item.name.startswith(_LIBRARY)
+    ]
+    if strangers:
+        raise RuntimeError(f"the code calls {', '.join(strangers)}")
 
 
 def _place(name: str) -> Path | None:

@@ -21,6 +21,9 @@ LANES = 8
 BLOCK = 64
 """Bytes that are worked on at a time."""
 
+_ROUNDS = 16
+"""Rounds of a block that are written out: as many as it has words."""
+
 K = (
     0x428A2F98, 0x71374491, 0xB5C0FBCF, 0xE9B5DBA5, 0x3956C25B, 0x59F111F1, 0x923F82A4, 0xAB1C5ED5,
     0xD807AA98, 0x12835B01, 0x243185BE, 0x550C7DC3, 0x72BE5D74, 0x80DEB1FE, 0x9BDC06A7, 0xC19BF174,
@@ -79,49 +82,99 @@ class _Compression:
             for i in range(2 * LANES)
         ]
         places, data = table[0::2], table[1::2]
+
+        def after_next(number: Any, state: Sequence[Any]) -> list[Any]:
+            offset = builder.mul(number, ir.Constant(_ADDRESS, BLOCK))
+            return self._after_block(state, [builder.add(start, offset) for start in data])
+
         first = self._transposed([self._load(place) for place in places])
-        before = builder.block
-        loop, done = builder.append_basic_block("block"), builder.append_basic_block("done")
-        zero = ir.Constant(_ADDRESS, 0)
-        builder.cbranch(builder.icmp_signed(">", blocks, zero), loop, done)
-        builder.position_at_end(loop)
-        number, state = builder.phi(_ADDRESS), [builder.phi(_VECTOR) for _ in first]
-        offset = builder.mul(number, ir.Constant(_ADDRESS, BLOCK))
-        new = self._after_block(state, [builder.add(start, offset) for start in data])
-        following = builder.add(number, ir.Constant(_ADDRESS, 1))
-        builder.cbranch(builder.icmp_signed("<", following, blocks), loop, done)
-        for value, entered, repeated in zip(
-            [number, *state], [zero, *first], [following, *new], strict=True
-        ):
-            value.add_incoming(entered, before)
-            value.add_incoming(repeated, loop)
-        builder.position_at_end(done)
-        last = [builder.phi(_VECTOR) for _ in first]
-        for value, entered, repeated in zip(last, first, new, strict=True):
-            value.add_incoming(entered, before)
-            value.add_incoming(repeated, loop)
+        last = self._repeated(first, blocks, after_next)
         for place, words in zip(places, self._transposed(last), strict=True):
             builder.store(words, builder.inttoptr(place, _VECTOR.as_pointer())).align = 4
 
+    def _repeated(
+        self, values: Sequence[Any], times: Any, step: Callable[[Any, Sequence[Any]], list[Any]]
+    ) -> list[Any]:
+        """What becomes of values by a step that is taken so many times, given its number too."""
+        builder = self._builder
+        before = builder.block
+        loop, done = builder.append_basic_block("step"), builder.append_basic_block("done")
+        zero, one = ir.Constant(_ADDRESS, 0), ir.Constant(_ADDRESS, 1)
+        builder.cbranch(builder.icmp_signed(">", times, zero), loop, done)
+        builder.position_at_end(loop)
+        number, current = builder.phi(_ADDRESS), [builder.phi(value.type) for value in values]
+        new = step(number, current)
+        end, following = builder.block, builder.add(number, one)
+        builder.cbranch(builder.icmp_signed("<", following, times), loop, done)
+        builder.position_at_end(done)
+        last = [builder.phi(value.type) for value in values]
+        for value, entered, repeated in zip(
+            [number, *current, *last],
+            [zero, *values, *values],
+            [following, *new, *new],
+            strict=True,
+        ):
+            value.add_incoming(entered, before)
+            value.add_incoming(repeated, end)
+        return last
+
     def _after_block(self, state: Sequence[Any], starts: Sequence[Any]) -> list[Any]:
-        """The state after one block of each stream."""
-        add, and_, xor = self._builder.add, self._builder.and_, self._builder.xor
+        """The state after one block of each stream.
+
+        Sixteen rounds at a time: their code stays in the processor's cache of decoded
+        instructions, and their values in its registers.
+        """
+        add, sixteen = self._builder.add, ir.Constant(_ADDRESS, _ROUNDS)
+
+        def after_more(number: Any, values: Sequence[Any]) -> list[Any]:
+            w = list(values[LANES:])
+            first = add(self._builder.mul(number, sixteen), sixteen)
+            return self._rounds(values[:LANES], w, first, expand=True) + w
+
         w = self._words(starts)
+        begun = self._rounds(state, w, ir.Constant(_ADDRESS, 0), expand=False)
+        more = ir.Constant(_ADDRESS, len(K) // _ROUNDS - 1)
+        last = self._repeated(begun + w, more, after_more)
+        return [add(old, new) for old, new in zip(state, last[:LANES], strict=True)]
+
+    def _rounds(self, state: Sequence[Any], w: list[Any], first: Any, *, expand: bool) -> list[Any]:
+        """The state after rounds from `first` on, by the 16 latest words of the schedule.
+
+        expand: whether each word is replaced by the one 16 rounds later before it is used.
+        """
+        add, and_, xor = self._builder.add, self._builder.and_, self._builder.xor
         a, b, c, d, e, f, g, h = state
         differed = xor(b, c)
-        for t in range(64):
-            if t >= 16:
+        for t in range(_ROUNDS):
+            if expand:
                 sigma_0 = self._mixed(w[t - 15], (7, 18), shift=3)
                 sigma_1 = self._mixed(w[t - 2], (17, 19), shift=10)
-                w.append(add(add(w[t - 16], sigma_0), add(w[t - 7], sigma_1)))
+                w[t] = add(add(w[t], sigma_0), add(w[t - 7], sigma_1))
             choice = xor(g, and_(e, xor(f, g)))
             differ = xor(a, b)  # in the next round, this is where b and c do
             majority = xor(b, and_(differ, differed))
-            t_1 = add(add(h, self._mixed(e, (6, 11, 25))), add(choice, add(w[t], _constant(K[t]))))
+            t_1 = add(
+                add(h, self._mixed(e, (6, 11, 25))), add(choice, add(w[t], self._k(first, t)))
+            )
             t_2 = add(self._mixed(a, (2, 13, 22)), majority)
             a, b, c, d, e, f, g, h = add(t_1, t_2), a, b, c, add(d, t_1), e, f, g
             differed = differ
-        return [add(old, new) for old, new in zip(state, (a, b, c, d, e, f, g, h), strict=True)]
+        return [a, b, c, d, e, f, g, h]
+
+    def _k(self, first: Any, t: int) -> Any:
+        """The constant of a round, in every lane."""
+        builder = self._builder
+        known = builder.module.globals.get("k")
+        if known is None:
+            kind = ir.ArrayType(_WORD, len(K))
+            known = ir.GlobalVariable(builder.module, kind, "k")
+            known.initializer = ir.Constant(kind, [ir.Constant(_WORD, word) for word in K])
+            known.global_constant, known.linkage = True, "internal"
+        number = builder.add(first, ir.Constant(_ADDRESS, t))
+        word = builder.load(builder.gep(known, [ir.Constant(_ADDRESS, 0), number]))
+        place = ir.Constant(_VECTOR, ir.Undefined)
+        one = builder.insert_element(place, word, ir.Constant(_WORD, 0))
+        return builder.shuffle_vector(one, one, _chosen([0] * LANES))
 
     def _words(self, starts: Sequence[Any]) -> list[Any]:
         """The 16 words of a block: vectors of all streams' first words, second words, and so on."""

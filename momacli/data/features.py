@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.checkpoint.reader import Checkpoint
@@ -26,6 +25,7 @@ from momacli.checkpoint.staging import staged_file
 from momacli.checkpoint.writer import CheckpointWriter, TensorSpec
 from momacli.errors import MomaError
 from momacli.progress import Listener, Notice, ignore
+from momacli.shapes import Float
 
 CacheType = Literal["float32", "float16"]
 

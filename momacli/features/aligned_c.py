@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.descent import Pace, Slopes, descend
 from momacli.models.interface import Head
+from momacli.shapes import Float
 
 
 def aligned_c(

@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from momacli.compiled.loops import adam
+from momacli.compiled.training_loops import adam
 from momacli.data.order import in_rounds
 from momacli.errors import DivergenceError
 

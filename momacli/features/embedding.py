@@ -1,8 +1,9 @@
 """Features in the plane by t-SNE (van der Maaten and Hinton 2008), as MOMA Figures 1 and 2."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from momacli.shapes import Float
 
 PERPLEXITY = 30.0
 """scikit-learn's default; the paper does not give one."""

@@ -24,11 +24,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.procrustes import polar_factor
 from momacli.features.seen import rotations_seen
+from momacli.shapes import Float
 
 RIDGE = 1e-3
 """Of the linear and affine families, as a share of the mean of G's diagonal: keeps few samples

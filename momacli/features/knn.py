@@ -6,8 +6,9 @@ nearest neighbour.
 """
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
+
+from momacli.shapes import Float, Int
 
 _CHUNK = 256
 """Queries at a time: bounds the memory, changes no number."""

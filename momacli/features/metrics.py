@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from momacli.shapes import Float
 
 
 def cosine(u: Float[Tensor, "N d"], v: Float[Tensor, "N d"]) -> Float[Tensor, " N"]:

@@ -12,11 +12,11 @@ after every hundred steps and reports the best; here the last step counts.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.adapter import Adapter, new_down
 from momacli.features.descent import Pace, Slopes, descend
+from momacli.shapes import Float
 
 
 def probsurgery(

@@ -5,8 +5,9 @@ A* = argmin_{A^T A = I} sum_i |A z_m,i - z_t,i|^2 = U V^T, where U S V^T = sum_i
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from momacli.shapes import Float
 
 _MOST, _LOOK = 80, 4
 """Newton-Schulz steps: each makes singular values half as large again until they come near one,

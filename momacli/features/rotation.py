@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.metrics import cosine
 from momacli.features.procrustes import polar_factor
+from momacli.shapes import Float
 
 
 @dataclass(frozen=True)

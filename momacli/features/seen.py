@@ -20,10 +20,10 @@ common, so each is made orthogonal by itself.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.procrustes import polar_factor
+from momacli.shapes import Float
 
 STEPS = 50
 """From the best map of all of the space; of eight image tasks, the distance is then within 1 % of

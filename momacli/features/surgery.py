@@ -10,11 +10,11 @@ encoder, with the same result at many times the cost.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.adapter import Adapter, new_down
 from momacli.features.descent import Pace, Slopes, descend
+from momacli.shapes import Float
 
 
 def surgery(

@@ -13,11 +13,11 @@ padded, padding is no token.
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.features.adapter import Adapter, new_down
 from momacli.features.descent import Pace, Slopes, descend
+from momacli.shapes import Float
 
 Encode = Callable[[Tensor, Sequence[Adapter]], tuple[Sequence[Tensor], Tensor]]
 """Indices [n] of samples and an adapter a block -> the mean token [n, d_l] behind each block, and

@@ -109,7 +109,7 @@ class FoundMerge(OnSamples):
             spec = span.spec
             if suspicion is not None:
                 opens = 0 if span.start else spec.elements
-                suspicion.see(block.theta_0, block.taus, opens=opens)
+                suspicion.see(block, opens=opens)
             found = as_array(self.tensors[spec.name]).reshape(-1)[span.start : span.stop]
             merged = rounded(found, spec)
             changed = count_changed(merged, converted(block.theta_0, merged.dtype))

@@ -5,10 +5,10 @@ skew-symmetric Q, row by row; the layer's weight becomes W R^T with R block-diag
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._rotations import cayley, merge_in_lie_algebra
+from momacli.shapes import Float
 
 
 def merge_oft(adapters: Float[Tensor, "T blocks entries"]) -> Float[Tensor, "blocks entries"]:

@@ -8,9 +8,9 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.compiled.loops import draw_uniform, keep_some
+from momacli.shapes import Float
 
 
 class Draws:

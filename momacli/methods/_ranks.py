@@ -3,7 +3,8 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+
+from momacli.shapes import Float
 
 _MARGIN = 0.01
 """Share of all entries that is looked at on each side of where a sample puts the rank."""

@@ -3,8 +3,9 @@
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from momacli.shapes import Float
 
 
 def cayley(a: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:

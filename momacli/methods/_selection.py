@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.checkpoint.arrays import Array, as_array, as_tensor
 from momacli.compiled.loops import count_patterns
 from momacli.methods._ranks import count_to_keep
+from momacli.shapes import Float
 
 if TYPE_CHECKING:
     from torch import Tensor

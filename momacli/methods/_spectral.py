@@ -9,8 +9,9 @@ arbitrary vectors, which methods that flatten or orthogonalize then raise to ful
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from momacli.shapes import Float
 
 NEGLIGIBLE = 1e-6
 """Singular values below this share of the largest are rounding of float32 inputs."""

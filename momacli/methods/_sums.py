@@ -1,7 +1,8 @@
 """Sums over the experts, in the processor's cache."""
 
 import numpy as np
-from jaxtyping import Float
+
+from momacli.shapes import Float
 
 
 def weighted_sum(
@@ -14,6 +15,26 @@ def weighted_sum(
     total: np.ndarray = weighed.sum(axis=0)
     total *= task_vectors.dtype.type(lam)
     return total
+
+
+def added_to_base(
+    theta_0: Float[np.ndarray, " n"],
+    thetas: Float[np.ndarray, "T n"],
+    weights: Float[np.ndarray, " T"] | None,
+    lam: float,
+) -> tuple[Float[np.ndarray, " n"], int | None]:
+    """Return theta_0 + lam * sum_t w_t (theta_t - theta_0), as `weighted_sum` has it bit for bit.
+
+    All in one pass. With it, how many entries differ from theta_0; None where an entry is not
+    finite. n must not be 1: NumPy adds up the experts of a single entry in another order.
+    """
+    from momacli.compiled.loops import add_weighted_sum
+
+    kind = theta_0.dtype
+    factors = np.ones(len(thetas), kind) if weights is None else weights.astype(kind)
+    merged = np.empty_like(theta_0)
+    changed = add_weighted_sum(theta_0, thetas, factors, float(lam), merged)
+    return merged, None if changed < 0 else changed
 
 
 def scaled(

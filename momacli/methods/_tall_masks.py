@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from momacli.methods import ties as ties_module
 from momacli.methods._selection import Stacks
 from momacli.methods._tally import Tally
 from momacli.methods.ties import TiesStatistic, ties
+from momacli.shapes import Bool, Float
 
 Of = Literal["task_arithmetic", "ties"]
 

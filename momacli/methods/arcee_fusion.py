@@ -9,11 +9,11 @@ exact, where mergekit samples a million entries of a larger tensor at random.
 """
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
 from momacli.methods._ranks import entries_of_rank
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 MAX_EXPERTS = 1

@@ -4,13 +4,22 @@ theta_m = theta_0 + sum_t w_t tau_t / sum_t w_t; with equal weights, the mean of
 """
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
+from momacli.shapes import Float
 
 ELEMENTWISE = True
 PASSES_ON_NONFINITE = True
+
+
+def factors(
+    T: int, *, weights: Float[np.ndarray, " T"] | None = None, lam: float = 1.0
+) -> tuple[Float[np.ndarray, " T"] | None, float]:
+    """Return the weight of each task vector, or None for 1, and the factor on their sum."""
+    if weights is None:
+        return None, lam / T
+    return weights / weights.sum(), lam
 
 
 @on_entries
@@ -26,6 +35,4 @@ def average(
         must not be zero.
     lam: factor on the mean; 1 is the average of the paper.
     """
-    if weights is None:
-        return weighted_sum(task_vectors, None, lam / len(task_vectors))
-    return weighted_sum(task_vectors, weights / weights.sum(), lam)
+    return weighted_sum(task_vectors, *factors(len(task_vectors), weights=weights, lam=lam))

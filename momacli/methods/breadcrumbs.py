@@ -13,13 +13,13 @@ import math
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
 from momacli.methods._ranks import entries_of_rank
 from momacli.methods._rows import as_rows
 from momacli.methods.task_arithmetic import task_arithmetic
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 

@@ -9,10 +9,10 @@ validation; without data one value serves all tasks.
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._tall_masks import MultiTask, Of, first_pass, recognized
+from momacli.shapes import Float
 
 ELEMENTWISE = True
 

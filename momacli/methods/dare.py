@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_entries
@@ -20,6 +19,7 @@ from momacli.methods._random_mask import Draws, thinned
 from momacli.methods.average import average
 from momacli.methods.task_arithmetic import task_arithmetic
 from momacli.methods.ties import TiesStatistic, ties
+from momacli.shapes import Float
 
 ELEMENTWISE = True
 

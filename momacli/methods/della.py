@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, UInt
 
 from momacli.compiled.loops import keep_by_rank
 from momacli.errors import UsageError
@@ -22,6 +21,7 @@ from momacli.methods._arrays import on_arrays
 from momacli.methods._random_mask import Draws
 from momacli.methods._rows import as_rows
 from momacli.methods.ties import TiesStatistic, ties
+from momacli.shapes import Float, UInt
 
 ELEMENTWISE = False
 

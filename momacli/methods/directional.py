@@ -18,10 +18,10 @@ with lambda 1 against 64.7, 76.7, 73.3 and 78.5 % for TSV-M; with the best lambd
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._spectral import is_matrix, leading_svd, nearest_isometry
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 

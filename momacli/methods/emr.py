@@ -12,11 +12,11 @@ matrix. A sum of exactly zero elects the negative sign, as there.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._reconstructed_task import checked_task
 from momacli.methods._selection import Stacks, tensors_of
+from momacli.shapes import Float
 
 ELEMENTWISE = True
 STORED_NUMBERS = 1

@@ -10,10 +10,10 @@ rank r, as for adapters, it adds min(m, n) - r arbitrary directions of full stre
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._spectral import is_matrix, leading_svd
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 

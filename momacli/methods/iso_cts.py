@@ -12,10 +12,10 @@ value is rounding are left out, where the public code takes arbitrary ones (see 
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._spectral import is_matrix, leading_svd, nearest_isometry
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 

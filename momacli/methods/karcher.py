@@ -10,7 +10,6 @@ length. Where the u_t cancel there is no single minimum, and the result is the w
 """
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
@@ -22,6 +21,7 @@ from momacli.methods._sphere import (
     shares,
     unit_products,
 )
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 

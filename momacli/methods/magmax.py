@@ -7,9 +7,9 @@ authors' code takes the later expert, which would make the result depend on thei
 """
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.methods._arrays import on_entries
+from momacli.shapes import Float
 
 ELEMENTWISE = True
 

@@ -13,10 +13,10 @@ angles; cosines are averaged here. One expert alone is returned as it is.
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.methods._arrays import on_arrays
 from momacli.methods._rows import as_rows
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 

@@ -11,7 +11,6 @@ weighted mean.
 """
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.methods._arrays import on_arrays
 from momacli.methods._sphere import (
@@ -22,6 +21,7 @@ from momacli.methods._sphere import (
     shares,
     unit_products,
 )
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 

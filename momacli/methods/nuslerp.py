@@ -10,7 +10,6 @@ to be 90 degrees.
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
@@ -21,6 +20,7 @@ from momacli.methods._sphere import (
     inner_products,
     slerp_coefficients,
 )
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 MAX_EXPERTS = 2

@@ -22,7 +22,6 @@ are, in the Lie algebra, unless an option is given: rotations at their mean norm
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._rotations import (
@@ -34,6 +33,7 @@ from momacli.methods._rotations import (
 from momacli.methods._spectral import is_matrix
 from momacli.methods.ties import ties
 from momacli.methods.tsv_m import tsv_m
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.errors import UsageError
 from momacli.methods._selection import Stacks, largest_magnitudes, tensors_of
+from momacli.shapes import Float
 
 ELEMENTWISE = True
 

@@ -13,11 +13,11 @@ and everything is kept.
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_entries
 from momacli.methods._ranks import count_to_keep, entries_of_rank
+from momacli.shapes import Float, Int
 
 ELEMENTWISE = False
 

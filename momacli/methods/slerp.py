@@ -10,11 +10,11 @@ anything: it too is interpolated linearly, where mergekit takes the angle to be 
 """
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
 from momacli.methods._sphere import combine, cosine_of, inner_products, slerp_coefficients
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 ORDERED = True

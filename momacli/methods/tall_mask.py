@@ -8,11 +8,11 @@ places, which makes its mask almost all ones.
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._reconstructed_task import checked_task
 from momacli.methods._tall_masks import MultiTask, Of, first_pass, recognized
+from momacli.shapes import Float
 
 ELEMENTWISE = True
 STORED_NUMBERS = 0

@@ -4,13 +4,23 @@ theta_m = theta_0 + lambda * sum_t w_t tau_t. A negative weight makes the model 
 """
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.methods._arrays import on_entries
 from momacli.methods._sums import weighted_sum
+from momacli.shapes import Float
 
 ELEMENTWISE = True
 PASSES_ON_NONFINITE = True
+
+
+def factors(
+    T: int,  # noqa: ARG001, whose sum does not depend on it
+    *,
+    weights: Float[np.ndarray, " T"] | None = None,
+    lam: float = 0.3,
+) -> tuple[Float[np.ndarray, " T"] | None, float]:
+    """Return the weight of each task vector, or None for 1, and the factor on their sum."""
+    return weights, lam
 
 
 @on_entries
@@ -26,4 +36,4 @@ def task_arithmetic(
     lam: the paper's lambda; 0.3 is what the eight-task CLIP literature uses
         (AdaMerging, Surgery, FusionBench), 0.7 its five-task BERT counterpart.
     """
-    return weighted_sum(task_vectors, weights, lam)
+    return weighted_sum(task_vectors, *factors(len(task_vectors), weights=weights, lam=lam))

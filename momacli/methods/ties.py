@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from momacli.compiled.loops import balance_of_signs, elect_and_merge
 from momacli.methods._arrays import on_entries
 from momacli.methods._selection import Stacks, arrays_of, largest_magnitudes
 from momacli.methods._tally import Tally
+from momacli.shapes import Float
 
 ELEMENTWISE = True
 

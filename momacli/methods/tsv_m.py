@@ -11,10 +11,10 @@ authors' code gives a task vector of lower rank arbitrary directions, which push
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._spectral import is_matrix, leading_svd, nearest_isometry
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 

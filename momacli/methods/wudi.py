@@ -17,10 +17,10 @@ most about lr * steps an entry, so the result does not scale with the task vecto
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.methods._spectral import is_matrix
+from momacli.shapes import Float
 
 ELEMENTWISE = False
 

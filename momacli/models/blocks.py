@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from momacli.errors import ModelError
 from momacli.models.interface import Batch
+from momacli.shapes import Float
 
 Change = Callable[[int, Tensor], Tensor]
 """The number of a block and the tokens [n, l, d] that it makes -> what goes on from there."""

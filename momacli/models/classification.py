@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from momacli.checkpoint.escaping import shown
@@ -22,6 +21,7 @@ from momacli.models.factory import build, build_network, quiet
 from momacli.models.heads import Recording, RestOfHead, linear_layers, record
 from momacli.models.interface import Batch, Head
 from momacli.models.layout import head_names, sized_config
+from momacli.shapes import Float
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

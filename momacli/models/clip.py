@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from momacli.checkpoint.head_files import HEAD
@@ -16,6 +15,7 @@ from momacli.checkpoint.header import TensorEntry
 from momacli.models.factory import build_tower
 from momacli.models.interface import Batch
 from momacli.models.separate_head import SeparateHead, unit_norm
+from momacli.shapes import Float
 
 _TEXT = ("text_model.", "text_projection.", "logit_")
 """Parts of a full model that images do not pass through."""

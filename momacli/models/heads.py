@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from momacli.errors import ModelError
 from momacli.models.interface import Batch
+from momacli.shapes import Float
 
 _ROWS = 256  # samples that go through the rest of a head together
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from momacli.shapes import Float
 
 Batch = Mapping[str, Tensor]
 """What a model takes: pixel_values, or input_ids with attention_mask; first dimension N."""

@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from momacli.checkpoint.header import TensorEntry
 from momacli.errors import ModelError
 from momacli.models.clip import VisionTower
 from momacli.models.interface import Batch
+from momacli.shapes import Float
 
 if TYPE_CHECKING:
     from PIL.Image import Image

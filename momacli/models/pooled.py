@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from momacli.checkpoint.feature_rule import POOLINGS, FeatureRule, rule_of
@@ -21,6 +20,7 @@ from momacli.models.heads import Recording, RestOfHead, linear_layers, record
 from momacli.models.interface import Batch, Head
 from momacli.models.layout import head_names, linear_beside, sized_config
 from momacli.models.separate_head import SeparateHead, unit_norm
+from momacli.shapes import Float
 
 _FAILURES = (TypeError, ValueError, IndexError, AttributeError)
 """What networks raise when they are given something else than they were made for."""

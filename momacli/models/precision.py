@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from momacli.shapes import Float
 
 LEAST_PARAMETERS = 1_000_000
 """Below so many, what a processor saves on products is spent on conversions: with 0.1 million

@@ -4,13 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from momacli.checkpoint.header import TensorEntry
 from momacli.errors import ModelError
 from momacli.models.classification import Network, read_head
 from momacli.models.interface import Batch, Head
+from momacli.shapes import Float
 
 
 class SeparateHead(Network, ABC):

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.checkpoint.description import Description
@@ -17,6 +16,7 @@ from momacli.models.open_clip import build_model, text_encoder
 from momacli.models.separate_head import unit_norm
 from momacli.models.text import load_tokenizer
 from momacli.progress import Listener, Progress, ignore
+from momacli.shapes import Float
 
 _LARGEST_SCALE = 100.0  # what CLIP limits its logit scale to
 

@@ -5,7 +5,6 @@ from functools import cached_property
 from statistics import fmean, pstdev
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.data.order import generator_of
@@ -30,6 +29,7 @@ from momacli.probing.findings import (
     TaskFindings,
 )
 from momacli.probing.settings import Settings
+from momacli.shapes import Float
 from momacli.statistics.score import Score
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from momacli.alignment.encoding import TaskData, merged_features
@@ -23,6 +22,7 @@ from momacli.models.classification import Classifier
 from momacli.models.interface import Head
 from momacli.models.layout import sized_config
 from momacli.models.separate_head import SeparateHead
+from momacli.shapes import Float, Int
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from momacli.features.metrics import Distribution
 from momacli.features.rotation import Closeness
+from momacli.shapes import Float, Int
 from momacli.statistics.score import Score
 
 RAW = "raw"

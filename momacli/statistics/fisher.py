@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from momacli.adaptation.ensemble import Ensemble, Merged, Task
 from momacli.errors import DivergenceError
 from momacli.progress import Progress
+from momacli.shapes import Float
 
 SAMPLES = 256
 """Of each task, unless told otherwise."""

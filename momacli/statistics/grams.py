@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from momacli.adaptation.ensemble import Ensemble
 from momacli.errors import DivergenceError
 from momacli.models.interface import Batch
+from momacli.shapes import Float
 
 _RIDGE = 1e-6
 """Of the mean diagonal: more than the rounding of sums in float32, less than any real input."""

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from momacli.checkpoint.arrays import Array
+from momacli.checkpoint.blocks import Block
 
 _SAMPLED = 1 << 11
 """Entries of a tensor whose norms are taken."""
@@ -24,19 +24,21 @@ class Suspicion:
         self._squares = np.zeros(T)  # |tau_t|^2, about
         self._base_square = 0.0  # |theta_0|^2, about
 
-    def see(self, theta_0: Array, taus: Array, *, opens: int = 0) -> None:
-        """Take in one block: the base's values [n] and the task vectors there [T, n].
+    def see(self, block: Block, *, opens: int = 0) -> None:
+        """Take in one block.
 
         opens: of the first block of a tensor, how many entries the tensor has.
         """
         if self._zero:
-            self._zero = {t for t in self._zero if not taus[t].any()}
+            self._zero = {t for t in self._zero if not block.taus[t].any()}
         if self._same:
+            taus = block.taus
             self._same = {(s, t) for s, t in self._same if np.array_equal(taus[s], taus[t])}
         if not opens:
             return
-        share = opens / min(theta_0.shape[0], _SAMPLED)
-        sampled, base = (x[..., :_SAMPLED].astype(np.float64) for x in (taus, theta_0))
+        share = opens / min(block.theta_0.shape[0], _SAMPLED)
+        sampled = block.first_taus(_SAMPLED).astype(np.float64)
+        base = block.theta_0[:_SAMPLED].astype(np.float64)
         self._squares += share * np.square(sampled).sum(axis=1)
         self._base_square += share * float(np.square(base).sum())
 

@@ -174,3 +174,22 @@ def test_where_the_system_has_no_preadv_the_same_bytes_are_read(
     with namespace["Source"](path) as source:
         assert read(source, 10, 20) == bytes(range(20, 30))
         assert read(source, 100, 0) == bytes(range(100))
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="no system call tells what is in memory")
+@pytest.mark.parametrize("there", [True, False])
+def test_the_system_is_asked_to_read_ahead_what_it_has_not_in_memory(path, there, monkeypatch):
+    asked = list[tuple[int, int]]()
+    monkeypatch.setattr(source_module, "_ADVISE", lambda _file, *rest: asked.append(rest[:2]))
+
+    def tell(descriptor: int, buffers: list[Any], offset: int, flags: int = 0) -> int:
+        assert (offset, flags) == (29, os.RWF_NOWAIT)
+        if not there:
+            raise BlockingIOError
+        return 1
+
+    with Source(path) as source:
+        monkeypatch.setattr(os, "preadv", tell)
+        source.expect(10, 20)
+
+    assert asked == ([] if there else [(10, 20)])

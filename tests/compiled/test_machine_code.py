@@ -76,6 +76,20 @@ def test_damaged_code_is_never_run(damage, source, tmp_path):
     assert put(source, 0) == 100  # and it is kept again
 
 
+def test_code_that_calls_what_is_not_there_is_refused_before_it_ends_the_process(source, tmp_path):
+    calling = module(41)
+    nowhere = ir.Function(calling, ir.FunctionType(ir.VoidType(), []), "nowhere")
+    (block,) = calling.globals["put"].blocks
+    builder = ir.IRBuilder(block)
+    builder.position_before(block.terminator)
+    builder.call(nowhere, [])
+
+    with pytest.raises(RuntimeError, match="nowhere"):
+        machine_code("put", lambda: calling, str(source))
+
+    assert not (tmp_path / "cache").exists()
+
+
 def test_what_cannot_be_kept_is_compiled_each_time(source, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
