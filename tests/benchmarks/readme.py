@@ -30,7 +30,7 @@ README = Path(__file__).parents[2] / "README.md"
 RESULTS = Path(__file__).with_name("results")
 PAGES = (README, RESULTS / "README.md")
 
-SUITES = ("text5", "text5-1000", "text13", "vision8", "vision12", "clip8")
+SUITES = ("text5", "text13", "vision8", "vision12", "clip8")
 """Columns of the table of all suites, as far as they are measured."""
 
 _BLOCK = re.compile(r"(<!-- results: ([a-z0-9-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)

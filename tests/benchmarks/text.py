@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", type=Path, required=True, help="folder with text/*.jsonl.gz")
     parser.add_argument("--model", type=Path, required=True, help="folder of the encoder")
     parser.add_argument("--train-texts", type=int, default=1000, help="labeled texts of each task")
-    parser.add_argument("--unlabeled", type=int, default=200, help="texts of each task, to align")
+    parser.add_argument("--unlabeled", type=int, default=1000, help="texts of each task, to align")
     parser.add_argument("--test", type=int, default=300, help="texts of each task, to evaluate")
     parser.add_argument("--validation", type=int, default=60, help="texts of each task, to choose")
     parser.add_argument("--steps", type=int, default=120, help="of fine-tuning")
