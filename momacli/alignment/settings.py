@@ -82,11 +82,12 @@ class Settings:
         anew every `solve_every` steps. With objective "features" it is the best for all of them
         alike, the polar factor of the cross-covariance. "similarity", "scaling" and
         "linear" are other families in closed form; a linear head absorbs any of them without
-        a parameter, but they are no longer rigid. Linear maps won more: on task arithmetic of
-        eight image tasks 54.1 against 52.8 without a mask and as much, 56.0, with one, of five
-        text tasks 70.5 against 68.9 and 71.0 against 69.5 (`tests/benchmarks/results`). They are
-        no default, for heads that normalise features can absorb rotations alone, and only
-        rotations keep lengths and angles of features, which other uses of them rest on.
+        a parameter, but they are no longer rigid. Linear maps won more without a mask, on task
+        arithmetic of eight image tasks 53.3 against 51.2 and of five text tasks 69.4 against
+        68.7, and with one as much, 56.4 against 56.9 and 70.2 against 70.0
+        (`tests/benchmarks/results`). They are no default, for heads that normalise features can
+        absorb rotations alone, and only rotations keep lengths and angles of features, which
+        other uses of them rest on.
         "penalty" is the paper's soft |A^T A - I| with weight `alpha`, projected on O(d) only if
         `project` is set.
     prior: of how many more samples along each axis it counts that features stay as they are
@@ -98,9 +99,9 @@ class Settings:
     objective: "logits" is KL(fine-tuned || merged) through the frozen heads, "features" the
         paper's E|A z_m - z_t|_2, "both" the sum of the first and the second in units of the
         features' length. With 100 steps of 8 on the image tasks, 60 samples each and then all of
-        them (`--choices element logits features --samples 60 2000`): logits 52.3 and 55.5, both
-        53.0 and 55.7, features 53.1 and 54.7; with 50 steps of 8 on the text tasks: 69.9, 69.5,
-        69.4, where one seed tells no difference.
+        them (`--choices element logits features --samples 60 2000 --start merged`): logits 52.3
+        and 55.5, both 53.0 and 55.7, features 53.1 and 54.7; with 50 steps of 8 on the text
+        tasks: 69.9, 69.5, 69.4, where one seed tells no difference.
     headroom: theta = theta_0 + headroom * M * tau; "auto" lets the multi-task vector grow to
         the norm of the full sum of the task vectors; 1 is the paper's, which can only shrink it.
     start: initial value of S. 0 starts with half of what the headroom allows, and so, whatever the
