@@ -211,6 +211,20 @@ def test_a_signal_during_a_merge_ends_it_quietly_and_leaves_nothing(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_run_ends_with_all_it_printed_and_what_others_registered_for_its_end():
+    program = """
+import atexit, sys
+from momacli.cli.main import main
+atexit.register(print, "last words")
+sys.argv = ["moma", "--version"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [f"moma {momacli.__version__}", "last words"]
+
+
 def test_signal_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
 

@@ -1,31 +1,25 @@
 """Tests of the coefficients that spherical methods share."""
 
 import numpy as np
+import pytest
 
 from momacli.methods._sphere import combine, inner_products
 
 
-def test_inner_products_over_several_blocks_are_those_of_the_whole(monkeypatch):
-    monkeypatch.setattr("momacli.methods._sphere._BLOCK", 7)
+@pytest.mark.parametrize(
+    ("limit", "value", "shape"),
+    [("_BLOCK", 7, (3, 4, 5)), ("_LARGE", 0, (2, 30, 50))],
+    ids=["several blocks", "two in one pass"],
+)
+def test_inner_products_are_those_of_the_whole(limit, value, shape, monkeypatch):
+    monkeypatch.setattr(f"momacli.methods._sphere.{limit}", value)
     generator = np.random.default_rng(0)
-    taus = generator.standard_normal((3, 4, 5), dtype=np.float32)
-    base = generator.standard_normal((4, 5), dtype=np.float32)
+    taus = generator.standard_normal(shape, dtype=np.float32)
+    base = generator.standard_normal(shape[1:], dtype=np.float32)
 
     products = inner_products(taus, base)
 
-    v = (taus.astype(np.float64) + base).reshape(3, -1)
-    np.testing.assert_allclose(products, v @ v.T)
-
-
-def test_inner_products_of_two_large_vectors_are_those_of_the_whole(monkeypatch):
-    monkeypatch.setattr("momacli.methods._sphere._LARGE", 0)
-    generator = np.random.default_rng(0)
-    taus = generator.standard_normal((2, 30, 50), dtype=np.float32)
-    base = generator.standard_normal((30, 50), dtype=np.float32)
-
-    products = inner_products(taus, base)
-
-    v = (taus.astype(np.float64) + base).reshape(2, -1)
+    v = (taus.astype(np.float64) + base).reshape(shape[0], -1)
     np.testing.assert_allclose(products, v @ v.T, rtol=1e-12)
 
 
