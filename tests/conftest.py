@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tiny_models import CLASSES
 os.environ["MOMA_DIGESTS"] = "off"  # nothing is left in the user's cache folder
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests run
 torch.set_num_threads(1)  # tests run side by side
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore in the background
 
 _CHECKED = (
     "momacli.methods",
