@@ -10,7 +10,7 @@ from torch import Tensor
 
 from momacli.errors import ConflictError
 from momacli.merge import merge
-from momacli.methods import _streaming
+from momacli.methods import _added, _streaming
 
 NAMES = ["base", *(f"t{number}" for number in range(8))]
 
@@ -48,9 +48,9 @@ def merged(inputs: list[str], method: str, monkeypatch: pytest.MonkeyPatch, *, l
 def test_a_compiled_sum_writes_the_bytes_of_numpys(method, dtype, monkeypatch):
     inputs = write(dtype)
     looped = list[int]()
-    added = _streaming.added_to_base
+    added = _added.added_to_base
     monkeypatch.setattr(
-        _streaming, "added_to_base", lambda *given: looped.append(given[0].size) or added(*given)
+        _added, "added_to_base", lambda *given: looped.append(given[0].size) or added(*given)
     )
 
     outputs = [merged(inputs, method, monkeypatch, loop=loop) for loop in (True, False)]

@@ -18,9 +18,7 @@ _APART = 208
 take what is stored in one for what is loaded from another, and wait."""
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def stack_array(_typing: Any, size: Any, kind: Any) -> Any:
-    """An array [size] of a kind of numbers, not filled; size is written in the code."""
+def _stack_array(_typing: Any, size: Any, kind: Any) -> Any:
     made = types.Array(kind.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
@@ -37,3 +35,7 @@ def stack_array(_typing: Any, size: Any, kind: Any) -> Any:
         return array._getvalue()
 
     return made(size, kind), generate
+
+
+stack_array: Any = intrinsic(prefer_literal=True)(_stack_array)
+"""Makes an array [size] of a kind of numbers, not filled; size is written in the code."""

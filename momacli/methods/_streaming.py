@@ -13,33 +13,27 @@ import numpy as np
 
 from momacli.checkpoint.arrays import (
     Array,
-    array_dtype,
     as_array,
     as_tensor,
-    converted,
-    count_changed,
 )
 from momacli.checkpoint.blocks import (
     Block,
     block_size,
     bytes_of,
     bytes_to_read,
-    check_finite,
     piece_size,
     read_blocks,
-    rounded,
 )
 from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import MergePlan
-from momacli.checkpoint.reader import iterate_blocks
 from momacli.checkpoint.side_by_side import start_hashes
 from momacli.checkpoint.spans import Span, pieces, spans
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
+from momacli.methods._added import added, summed
 from momacli.methods._catalog import Method
 from momacli.methods._settings import TensorSettings
 from momacli.methods._stacks import StacksOfPlan
-from momacli.methods._sums import added_to_base
 from momacli.methods._tally import Guesses, tally_of
 from momacli.models.device import one_thread
 from momacli.progress import Listener, Progress
@@ -60,9 +54,6 @@ _ARRAYS_PROCESS, _ARRAYS_COPIES = 300_000_000, 3
 
 _WORTH_COMPILING = 1 << 27
 """Entries of all models together from which on a loop of sums saves twice what loading it takes."""
-
-_AT_ONCE = 1 << 16
-"""Values that are added, rounded and counted while they are in the cache."""
 
 _START, _RATE = 1.0, 500e6
 """Seconds until the first byte; bytes a second, hashed and merged."""
@@ -302,16 +293,18 @@ class StreamedMerge:
     def _merged(self, span: Span, block: Block, given: Mapping[str, Any]) -> Part:
         spec = span.spec
         if block.thetas is not None and self._sums_are_compiled and span.length > 1:
-            part = self._sum(span, block.theta_0, block.thetas, given)
-            if part is not None:
-                return part
+            assert self.method.factors is not None
+            weights, lam = self.method.factors(len(block.thetas), **given)
+            found = summed(span, block.theta_0, block.thetas, weights, lam)
+            if found is not None:
+                return Part(spec.name, *found)
         shape = spec.shape if span.length == spec.elements else block.theta_0.shape
         if self.method.takes("base"):
             given = {**given, "base": self._given(block.theta_0.reshape(shape))}
         with np.errstate(all="ignore"):  # a result that is not finite is an error, not a warning
             tau = self.method.function(self._given(block.taus.reshape(-1, *shape)), **given)
             flat = (tau if isinstance(tau, np.ndarray) else as_array(tau)).reshape(-1)
-            merged, changed = self._added(flat, span, block)
+            merged, changed = added(self.plan, span, block, flat)
         if block.aside is not None:
             block.aside.restore(merged)
         return Part(spec.name, merged, changed)
@@ -321,45 +314,6 @@ class StreamedMerge:
         """Whether the method is a sum, of so much that a compiled loop is worth loading."""
         size = sum(spec.elements for spec in self.plan.merged) * len(self.plan.checkpoints)
         return self.method.factors is not None and size >= _WORTH_COMPILING
-
-    def _sum(
-        self, span: Span, theta_0: Array, thetas: Array, given: Mapping[str, Any]
-    ) -> Part | None:
-        """The merge by a method that is a sum; None where an entry of it is not finite."""
-        assert self.method.factors is not None
-        weights, lam = self.method.factors(len(thetas), **given)
-        merged, changed = added_to_base(theta_0, thetas, weights, lam)
-        if changed is None:
-            return None
-        if merged.dtype != array_dtype(span.spec.dtype, span.spec.name):
-            merged = rounded(merged, span.spec)
-            changed = count_changed(merged, converted(theta_0, merged.dtype))
-        return Part(span.spec.name, merged, changed)
-
-    def _added(self, tau: Array, span: Span, block: Block) -> tuple[Array, int]:
-        """theta_0 + tau, rounded to the type written, and how many values of it changed.
-
-        With one expert and its whole task vector, it is exactly that expert.
-        """
-        alone = block.theta_1
-        if alone is not None and not (tau == block.taus[0]).all():
-            alone = None
-        merged = np.empty(span.length, array_dtype(span.spec.dtype, span.spec.name))
-        changed = 0
-        for start, stop in iterate_blocks(span.length, _AT_ONCE):
-            theta_0 = block.theta_0[start:stop]
-            theta_1 = theta_0 + tau[start:stop] if alone is None else alone[start:stop]
-            merged[start:stop] = self._rounded(theta_1, span, block)
-            changed += count_changed(merged[start:stop], converted(theta_0, merged.dtype))
-        return merged, changed
-
-    def _rounded(self, values: Array, span: Span, block: Block) -> Array:
-        """Round to the type written; what is not finite may come from an input."""
-        try:
-            return rounded(values, span.spec)
-        except ConflictError:
-            check_finite(self.plan, span, block.theta_0, block.taus)
-            raise
 
     def _given(self, values: Array) -> "Array | Tensor":
         """Values as the method takes them."""

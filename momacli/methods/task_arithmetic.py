@@ -14,7 +14,7 @@ PASSES_ON_NONFINITE = True
 
 
 def factors(
-    T: int,  # noqa: ARG001, whose sum does not depend on it
+    _T: int,
     *,
     weights: Float[np.ndarray, " T"] | None = None,
     lam: float = 0.3,

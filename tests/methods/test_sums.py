@@ -1,8 +1,11 @@
 """Sums of task vectors in one compiled pass: NumPy's bits, entry by entry."""
 
+import inspect
+
 import numpy as np
 import pytest
 
+from momacli.methods import average, task_arithmetic
 from momacli.methods._sums import added_to_base, weighted_sum
 
 
@@ -40,3 +43,13 @@ def test_a_sum_that_is_not_finite_is_told(broken):
     _, changed = added_to_base(theta_0, np.stack(thetas), None, 1.0)
 
     assert changed is None
+
+
+@pytest.mark.parametrize("module", [average, task_arithmetic])
+def test_a_sum_in_one_pass_leaves_out_what_the_method_leaves_out(module):
+    method = getattr(module, module.__name__.rpartition(".")[2])
+    own, others = (inspect.signature(one).parameters for one in (method, module.factors))
+
+    assert {key: own[key].default for key in ("weights", "lam")} == {
+        key: others[key].default for key in ("weights", "lam")
+    }

@@ -1,0 +1,53 @@
+"""What is written of a block: the base and what a method adds, rounded, and how much changed."""
+
+import numpy as np
+
+from momacli.checkpoint.arrays import Array, array_dtype, converted, count_changed
+from momacli.checkpoint.blocks import Block, check_finite, rounded
+from momacli.checkpoint.plan import MergePlan
+from momacli.checkpoint.reader import iterate_blocks
+from momacli.checkpoint.spans import Span
+from momacli.errors import ConflictError
+from momacli.methods._sums import added_to_base
+
+_AT_ONCE = 1 << 16
+"""Values that are added, rounded and counted while they are in the cache."""
+
+
+def added(plan: MergePlan, span: Span, block: Block, tau: Array) -> tuple[Array, int]:
+    """theta_0 + tau, rounded to the type written, and how many values of it changed.
+
+    With one expert and its whole task vector, it is exactly that expert.
+    Raises ConflictError where a value is not finite, which may come from an input.
+    """
+    alone = block.theta_1
+    if alone is not None and not (tau == block.taus[0]).all():
+        alone = None
+    merged = np.empty(span.length, array_dtype(span.spec.dtype, span.spec.name))
+    changed = 0
+    for start, stop in iterate_blocks(span.length, _AT_ONCE):
+        theta_0 = block.theta_0[start:stop]
+        theta_1 = theta_0 + tau[start:stop] if alone is None else alone[start:stop]
+        try:
+            merged[start:stop] = rounded(theta_1, span.spec)
+        except ConflictError:
+            check_finite(plan, span, block.theta_0, block.taus)
+            raise
+        changed += count_changed(merged[start:stop], converted(theta_0, merged.dtype))
+    return merged, changed
+
+
+def summed(
+    span: Span, theta_0: Array, thetas: Array, weights: Array | None, lam: float
+) -> tuple[Array, int] | None:
+    """The same by a method that is a sum, in one pass; None where a value is not finite.
+
+    Raises ConflictError where one is no longer when it is rounded.
+    """
+    merged, changed = added_to_base(theta_0, thetas, weights, lam)
+    if changed is None:
+        return None
+    if merged.dtype != array_dtype(span.spec.dtype, span.spec.name):
+        merged = rounded(merged, span.spec)
+        changed = count_changed(merged, converted(theta_0, merged.dtype))
+    return merged, changed
