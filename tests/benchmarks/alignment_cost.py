@@ -9,6 +9,7 @@ ones in bfloat16.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class StepCost:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print seconds and memory of each kind of step, and perhaps write them."""
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("align --device cuda: this machine has no usable CUDA device")
     print(
         f"{'':46} {'s/step':>9} {'x plain':>8} {'samples/s':>9} {'of rate':>8} "
         f"{'own GB':>8} {'x encoder':>9}"

@@ -226,7 +226,10 @@ def add_start(parser: argparse.ArgumentParser) -> None:
 
 def start_of(text: str) -> float | Literal["merged"]:
     """A start as the command line says it."""
-    return "merged" if text == "merged" else float(text)
+    try:
+        return "merged" if text == "merged" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected merged or a number, found {text}") from None
 
 
 def run(arguments: argparse.Namespace) -> None:
