@@ -1,6 +1,7 @@
 """Loops over single entries, compiled: one pass where NumPy would take a dozen.
 
-They are short enough to stay in the processor's first cache and to be vectorised.
+They are short enough to stay in the processor's first cache and to be vectorised. Where one of
+two arrays is chosen by entry, both are read first: a choice of what to read is much slower.
 """
 
 import numpy as np
@@ -44,6 +45,74 @@ def add_weighted_sum(
         different, wrong = np.int32(0), np.int32(0)  # sums of 64 bits would take longer
         for i in range(size):
             value = base[i] + out[i] * factor
+            different = np.int32(different + np.int32(value != base[i]))
+            wrong = np.int32(wrong + np.int32(value - value != zero))
+            out[i] = value
+        changed += different
+        broken += wrong
+    return -1 if broken else changed
+
+
+@KeptLoop
+def add_drawn(
+    theta_0: Array,
+    thetas: Array,
+    weights: Array,
+    keys: Array,
+    positions: Array,
+    last: np.uint64,
+    aggregate: int,
+    lam: float,
+    merged: Array,
+) -> int:
+    """theta_0 + lam times a merge of what random numbers keep of w_t (theta_t - theta_0).
+
+    aggregate: 0 the sum; of the entries with the sign of the sum, or positive ones where that
+        is zero, 1 the sum, 2 the mean. Else as for `keep_some`.
+
+    Returns how many entries differ from theta_0, or -1 where one of them, or of what they are
+    made of, is not finite.
+    """
+    T, n = thetas.shape
+    kind = theta_0.dtype.type
+    zero, one, factor = kind(0), kind(1), kind(lam)
+    left, total = scratch(_BLOCK, kind), scratch(_BLOCK, kind)
+    positive, negative = scratch(_BLOCK, kind), scratch(_BLOCK, kind)  # sums of those entries
+    positives, negatives = scratch(_BLOCK, kind), scratch(_BLOCK, kind)  # how many there are
+    changed = broken = 0
+    for start in range(0, n, _BLOCK):
+        size = min(_BLOCK, n - start)
+        base, out = theta_0[start : start + size], merged[start : start + size]
+        for sums in (total, positive, negative, positives, negatives):
+            sums[:] = zero
+        wrong = np.int32(0)
+        for t in range(T):
+            row, weight, key = thetas[t, start : start + size], weights[t], keys[t]
+            state = _state(key, np.uint64(positions[t] + start))
+            for i in range(size):
+                tau = row[i] - base[i]
+                wrong = np.int32(wrong + np.int32(row[i] - row[i] != zero))
+                left[i] = weight * tau if _mixed(state) <= last else zero
+                state += _STEP
+            if aggregate == 0:
+                for i in range(size):
+                    total[i] += left[i]
+            else:
+                for i in range(size):
+                    total[i] += left[i]
+                    positive[i] += left[i] if left[i] > zero else zero
+                    negative[i] += left[i] if left[i] < zero else zero
+                    positives[i] += one if left[i] > zero else zero
+                    negatives[i] += one if left[i] < zero else zero
+        if aggregate:
+            for i in range(size):
+                above, below, more, fewer = positive[i], negative[i], positives[i], negatives[i]
+                count = fewer if total[i] < zero else more
+                divisor = one if aggregate == 1 or count == zero else count
+                total[i] = (below if total[i] < zero else above) / divisor
+        different = np.int32(0)
+        for i in range(size):
+            value = base[i] + total[i] * factor
             different = np.int32(different + np.int32(value != base[i]))
             wrong = np.int32(wrong + np.int32(value - value != zero))
             out[i] = value
@@ -131,10 +200,11 @@ def _elect_and_merge(
         balance += signs
         out = merged[start : start + size]
         for i in range(size):
+            above, below, more, fewer = positive[i], negative[i], positives[i], negatives[i]
             elected = kind(majority) if total[i] == zero else total[i]
-            count = positives[i] if elected > zero else negatives[i]
+            count = more if elected > zero else fewer
             divisor = one if aggregate == 0 or count == zero else count
-            out[i] = (positive[i] if elected > zero else negative[i]) / divisor
+            out[i] = (above if elected > zero else below) / divisor
     found[0] = cancelled
     found[1] = balance
 
@@ -197,16 +267,18 @@ def count_patterns(values: Array, low: int, width: int, shift: int, bins: Array)
 
 
 @KeptLoop
-def keep_some(values: Array, keys: Array, positions: Array, limit: np.uint64, kept: Array) -> None:
-    """Copy the values [T, n] whose random number of 64 bits is below `limit`, and zeros for others.
+def keep_some(values: Array, keys: Array, positions: Array, last: np.uint64, kept: Array) -> None:
+    """Copy the values [T, n] whose random number of 64 bits is at most `last`, zeros for others.
 
     keys, positions: of each row, what its numbers are made of and where they begin.
     """
     zero = values.dtype.type(0)
     for t in range(values.shape[0]):
-        row, out, key, position = values[t], kept[t], keys[t], np.uint64(positions[t])
+        row, out = values[t], kept[t]
+        state = _state(keys[t], np.uint64(positions[t]))
         for i in range(row.shape[0]):
-            out[i] = row[i] if _split_mix(key, position + np.uint64(i)) < limit else zero
+            out[i] = row[i] if _mixed(state) <= last else zero
+            state += _STEP
 
 
 def keep_by_rank(
@@ -266,8 +338,21 @@ def _uniform(key: np.uint64, counter: np.uint64) -> np.float32:
 
 def _split_mix(key: np.uint64, counter: np.uint64) -> np.uint64:
     """SplitMix64 (Steele, Lea and Flood 2014): random bits of a key and a counter."""
-    z = key + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed: np.uint64 = _mixed(_state(key, counter))
+    return mixed
+
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+"""From the state of one number to that of the next."""
+
+
+def _state(key: np.uint64, counter: np.uint64) -> np.uint64:
+    state: np.uint64 = key + (counter + np.uint64(1)) * _STEP
+    return state
+
+
+def _mixed(state: np.uint64) -> np.uint64:
+    z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: np.uint64 = z ^ (z >> np.uint64(31))
     return mixed

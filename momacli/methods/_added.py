@@ -8,7 +8,6 @@ from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.reader import iterate_blocks
 from momacli.checkpoint.spans import Span
 from momacli.errors import ConflictError
-from momacli.methods._sums import added_to_base
 
 _AT_ONCE = 1 << 16
 """Values that are added, rounded and counted while they are in the cache."""
@@ -37,16 +36,11 @@ def added(plan: MergePlan, span: Span, block: Block, tau: Array) -> tuple[Array,
     return merged, changed
 
 
-def summed(
-    span: Span, theta_0: Array, thetas: Array, weights: Array | None, lam: float
-) -> tuple[Array, int] | None:
-    """The same by a method that is a sum, in one pass; None where a value is not finite.
+def written(span: Span, theta_0: Array, merged: Array, changed: int) -> tuple[Array, int]:
+    """The same of what has been added already, and of how many values that changed.
 
-    Raises ConflictError where one is no longer when it is rounded.
+    Raises ConflictError where a value is not finite once it is rounded.
     """
-    merged, changed = added_to_base(theta_0, thetas, weights, lam)
-    if changed is None:
-        return None
     if merged.dtype != array_dtype(span.spec.dtype, span.spec.name):
         merged = rounded(merged, span.spec)
         changed = count_changed(merged, converted(theta_0, merged.dtype))

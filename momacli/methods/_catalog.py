@@ -31,7 +31,7 @@ class Method:
     text: str  # the docstrings, for people
     stored_numbers: int | None = None  # a task's, where it makes a model of one from its mask
     most: int | None = None  # experts it takes, where not any number
-    factors: Callable[..., Any] | None = None  # of a sum of task vectors, where it is no more
+    one_pass: Callable[..., Any] | None = None  # the base and the merge added to it, compiled
     passes_on: bool = False  # NaN and infinity, whatever its options: its result tells of them
 
     @property
@@ -118,7 +118,7 @@ def load_method(name: str) -> Method:
         text=f"{lines}\n\n{inspect.getdoc(function)}",
         stored_numbers=getattr(module, "STORED_NUMBERS", None),
         most=getattr(module, "MAX_EXPERTS", None),
-        factors=getattr(module, "factors", None),
+        one_pass=getattr(module, "one_pass", None),
         passes_on=bool(getattr(module, "PASSES_ON_NONFINITE", False)),
     )
 

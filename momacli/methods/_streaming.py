@@ -21,6 +21,7 @@ from momacli.checkpoint.blocks import (
     block_size,
     bytes_of,
     bytes_to_read,
+    check_finite,
     piece_size,
     read_blocks,
 )
@@ -30,7 +31,7 @@ from momacli.checkpoint.side_by_side import start_hashes
 from momacli.checkpoint.spans import Span, pieces, spans
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
-from momacli.methods._added import added, summed
+from momacli.methods._added import added, written
 from momacli.methods._catalog import Method
 from momacli.methods._settings import TensorSettings
 from momacli.methods._stacks import StacksOfPlan
@@ -53,7 +54,7 @@ _ARRAYS_PROCESS, _ARRAYS_COPIES = 300_000_000, 3
 """The same of methods that compute in NumPy, a piece at a time."""
 
 _WORTH_COMPILING = 1 << 27
-"""Entries of all models together from which on a loop of sums saves twice what loading it takes."""
+"""Entries of all models together from which on a compiled pass saves twice the loading of it."""
 
 _START, _RATE = 1.0, 500e6
 """Seconds until the first byte; bytes a second, hashed and merged."""
@@ -238,8 +239,10 @@ class StreamedMerge:
             if self.method.elementwise and not self.method.takes_arrays
             else nullcontext()
         ):
-            known = self.method.passes_on or any(
-                statistic is not None for statistic in statistics.values()
+            known = (
+                self.method.passes_on
+                or self._is_in_one_pass
+                or any(statistic is not None for statistic in statistics.values())
             )
             for span, block in read_blocks(self.plan, wanted, piece=piece, known=known):
                 if span.spec.name != name:
@@ -292,12 +295,13 @@ class StreamedMerge:
 
     def _merged(self, span: Span, block: Block, given: Mapping[str, Any]) -> Part:
         spec = span.spec
-        if block.thetas is not None and self._sums_are_compiled and span.length > 1:
-            assert self.method.factors is not None
-            weights, lam = self.method.factors(len(block.thetas), **given)
-            found = summed(span, block.theta_0, block.thetas, weights, lam)
-            if found is not None:
-                return Part(spec.name, *found)
+        if block.thetas is not None and self._is_in_one_pass and span.length > 1:
+            assert self.method.one_pass is not None
+            values, changed = self.method.one_pass(block.theta_0, block.thetas, **given)
+            if changed is not None:
+                return Part(spec.name, *written(span, block.theta_0, values, changed))
+        if self._is_in_one_pass and block.aside is None:  # nobody has looked
+            check_finite(self.plan, span, block.theta_0, block.taus)
         shape = spec.shape if span.length == spec.elements else block.theta_0.shape
         if self.method.takes("base"):
             given = {**given, "base": self._given(block.theta_0.reshape(shape))}
@@ -310,10 +314,10 @@ class StreamedMerge:
         return Part(spec.name, merged, changed)
 
     @cached_property
-    def _sums_are_compiled(self) -> bool:
-        """Whether the method is a sum, of so much that a compiled loop is worth loading."""
+    def _is_in_one_pass(self) -> bool:
+        """Whether the method adds to the base in a compiled pass, and that is worth loading."""
         size = sum(spec.elements for spec in self.plan.merged) * len(self.plan.checkpoints)
-        return self.method.factors is not None and size >= _WORTH_COMPILING
+        return self.method.one_pass is not None and size >= _WORTH_COMPILING
 
     def _given(self, values: Array) -> "Array | Tensor":
         """Values as the method takes them."""

@@ -17,16 +17,20 @@ def weighted_sum(
     return total
 
 
+OnePass = tuple[Float[np.ndarray, " n"], int | None]
+"""What a method merges into the base, and how many entries differ from it; None if one of them,
+of the base or of an expert is not finite, which is for others to tell."""
+
+
 def added_to_base(
     theta_0: Float[np.ndarray, " n"],
     thetas: Float[np.ndarray, "T n"],
     weights: Float[np.ndarray, " T"] | None,
     lam: float,
-) -> tuple[Float[np.ndarray, " n"], int | None]:
+) -> OnePass:
     """Return theta_0 + lam * sum_t w_t (theta_t - theta_0), as `weighted_sum` has it bit for bit.
 
-    All in one pass. With it, how many entries differ from theta_0; None where an entry is not
-    finite. n must not be 1: NumPy adds up the experts of a single entry in another order.
+    n must not be 1: NumPy adds up the experts of a single entry in another order.
     """
     from momacli.compiled.loops import add_weighted_sum
 

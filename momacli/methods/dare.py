@@ -15,8 +15,9 @@ import numpy as np
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_entries
-from momacli.methods._random_mask import Draws, thinned
-from momacli.methods.average import average
+from momacli.methods._random_mask import Draws, added_to_base_thinned, thinned
+from momacli.methods._sums import OnePass
+from momacli.methods.average import average, factors
 from momacli.methods.task_arithmetic import task_arithmetic
 from momacli.methods.ties import TiesStatistic, ties
 from momacli.shapes import Float
@@ -48,13 +49,41 @@ def dare(
     lam: factor on the merge; 1 is the default of the authors' code for all three.
     weights: one per expert, as in the method that follows.
     """
-    if not 0 <= drop_rate < 1:
-        raise UsageError(f"drop_rate: expected at least 0 and below 1, found {drop_rate}")
-    keep = 1 - drop_rate
+    keep, scale = _kept(drop_rate, lam, rescale=rescale)
     survivors = thinned(task_vectors, draws, keep)
-    scale = lam / keep if rescale else lam
     if then == "ties":
         untrimmed = TiesStatistic(np.zeros(len(survivors)))
         return ties(survivors, lam=scale, weights=weights, aggregate=aggregate, statistic=untrimmed)
     follow = task_arithmetic if then == "task_arithmetic" else average
     return follow(survivors, lam=scale, weights=weights)
+
+
+def one_pass(
+    theta_0: Float[np.ndarray, " n"],
+    thetas: Float[np.ndarray, "T n"],
+    *,
+    draws: Sequence[Draws],
+    drop_rate: float = 0.9,
+    rescale: bool = True,
+    then: Literal["average", "task_arithmetic", "ties"] = "average",
+    aggregate: Literal["mean", "sum"] = "mean",
+    lam: float = 1.0,
+    weights: Float[np.ndarray, " T"] | None = None,
+) -> OnePass:
+    """Return theta_0 + what `dare` makes of the experts' task vectors."""
+    keep, scale = _kept(drop_rate, lam, rescale=rescale)
+    if then == "average":
+        weights, scale = factors(len(thetas), weights, scale)
+    elected: Literal["elected", "mean of elected"] = (
+        "elected" if aggregate == "sum" else "mean of elected"
+    )
+    how = elected if then == "ties" else "all"
+    return added_to_base_thinned(theta_0, thetas, draws, keep, weights, how, scale)
+
+
+def _kept(drop_rate: float, lam: float, *, rescale: bool) -> tuple[float, float]:
+    """The share of entries that survive, and the factor on their merge."""
+    if not 0 <= drop_rate < 1:
+        raise UsageError(f"drop_rate: expected at least 0 and below 1, found {drop_rate}")
+    keep = 1 - drop_rate
+    return keep, lam / keep if rescale else lam

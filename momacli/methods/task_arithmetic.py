@@ -6,21 +6,11 @@ theta_m = theta_0 + lambda * sum_t w_t tau_t. A negative weight makes the model 
 import numpy as np
 
 from momacli.methods._arrays import on_entries
-from momacli.methods._sums import weighted_sum
+from momacli.methods._sums import OnePass, added_to_base, weighted_sum
 from momacli.shapes import Float
 
 ELEMENTWISE = True
 PASSES_ON_NONFINITE = True
-
-
-def factors(
-    _T: int,
-    *,
-    weights: Float[np.ndarray, " T"] | None = None,
-    lam: float = 0.3,
-) -> tuple[Float[np.ndarray, " T"] | None, float]:
-    """Return the weight of each task vector, or None for 1, and the factor on their sum."""
-    return weights, lam
 
 
 @on_entries
@@ -36,4 +26,15 @@ def task_arithmetic(
     lam: the paper's lambda; 0.3 is what the eight-task CLIP literature uses
         (AdaMerging, Surgery, FusionBench), 0.7 its five-task BERT counterpart.
     """
-    return weighted_sum(task_vectors, *factors(len(task_vectors), weights=weights, lam=lam))
+    return weighted_sum(task_vectors, weights, lam)
+
+
+def one_pass(
+    theta_0: Float[np.ndarray, " n"],
+    thetas: Float[np.ndarray, "T n"],
+    *,
+    weights: Float[np.ndarray, " T"] | None = None,
+    lam: float = 0.3,
+) -> OnePass:
+    """Return theta_0 + what `task_arithmetic` makes of the experts' task vectors."""
+    return added_to_base(theta_0, thetas, weights, lam)
