@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from momacli.checkpoint import company, digests, hashed_file, joint_hash, side_by_side
+from momacli.checkpoint import ahead, company, digests, hashed_file, joint_hash, side_by_side
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.source import Source
 from momacli.compiled.sha256 import compressor
-from momacli.errors import CheckpointError
+from momacli.errors import CheckpointError, ConflictError
 from momacli.merge import merge
 
 FASTER = side_by_side.lanes_are_faster.__wrapped__
@@ -115,6 +115,40 @@ def test_the_records_are_those_of_hashlib_and_no_byte_is_read_twice(method, dtyp
     if method != "ties":  # which reads in a first pass
         for path in paths:
             assert read[path.stem] < path.stat().st_size + 2048  # of the header, twice
+
+
+@pytest.mark.parametrize(("processors", "together"), [(1, 8), (2, 8), (3, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whole_tensors_are_read_in_step_where_there_are_few_processors(
+    processors, together, dtype, joined, read, monkeypatch
+):
+    monkeypatch.setattr(ahead, "_processors", lambda: processors)
+    monkeypatch.setattr(ahead, "_PIECE", 1000)
+    paths = write(NAMES, lambda name: tensors(name, dtype))
+
+    output = merged(paths, "breadcrumbs")
+
+    assert recorded(output) == true_digests(paths)
+    assert len(joined) == together
+    assert all(read[path.stem] < path.stat().st_size + 2048 for path in paths)
+    values = output.read_bytes()
+    monkeypatch.setattr(ahead, "_processors", lambda: 9)
+    assert merged(paths, "breadcrumbs").read_bytes() == values
+
+
+def test_what_is_not_finite_is_named_where_whole_tensors_are_read_in_step(monkeypatch):
+    def broken(name: str) -> dict[str, Tensor]:
+        made = tensors(name)
+        if name == "t6":
+            made["c.weight"][69, 1000] = torch.nan
+        return made
+
+    monkeypatch.setattr(ahead, "_processors", lambda: 2)
+
+    with pytest.raises(ConflictError, match=r"c\.weight holds NaN") as error:
+        merged(write(NAMES, broken), "breadcrumbs")
+
+    assert [Path(line).name for line in error.value.details] == ["t6.safetensors"]
 
 
 @pytest.mark.parametrize("gap", [0, 1000, 1 << 26])
@@ -314,13 +348,6 @@ def test_a_file_whose_digest_is_remembered_is_not_hashed(joined, tmp_path, monke
     assert sorted(joined) == sorted(NAMES[2:8])
     assert recorded(merged(paths)) == true_digests(paths)
     assert len(joined) == 6
-
-
-def test_methods_that_take_whole_tensors_read_in_threads_and_leave_it_to_hashlib(joined):
-    paths = write(NAMES)
-
-    assert recorded(merged(paths, "iso-c")) == true_digests(paths)
-    assert joined == []
 
 
 @pytest.mark.parametrize("seconds", [1.0, 0.1])

@@ -8,34 +8,54 @@ from contextlib import ExitStack
 import numpy as np
 
 from momacli.checkpoint.arrays import Array, is_finite
+from momacli.checkpoint.hashed_file import Passing
 from momacli.checkpoint.plan import MergePlan
-from momacli.checkpoint.reader import Checkpoint
+from momacli.checkpoint.reader import Checkpoint, iterate_blocks
 from momacli.checkpoint.spans import Span
 
 SMALLEST, LARGEST = 1 << 10, 1 << 18
 """Elements of one model in a piece, at least, and in a block, at most."""
 
+_PIECE = 1 << 16
+"""Elements of one model that are read, and hashed beside others, while they are in the cache."""
+
+_FEW = 2
+"""Processors that one thread keeps busy enough, which reads and hashes beside the caller's work.
+Of more, each thread hashes what it reads: that takes more of their time in all, but ends sooner."""
+
 
 class Buffers:
-    """Memory of blocks that are over, for the next of the same size."""
+    """Memory of blocks that are over, for later ones: new memory is cleared by the system first."""
 
-    def __init__(self, rows: int, *, wide: bool):
+    def __init__(self, rows: int, *, wide: bool, most: int):
+        """most: elements to keep for later, as long as no block is larger."""
         self._rows = rows
         self._dtype = np.float64 if wide else np.float32
-        self._free: dict[int, list[Array]] = {}
+        self._most = most
+        self._free: list[Array] = []  # [n] each, from the smallest
         self._scratch: Array | None = None
 
     def take(self, length: int) -> Array:
         """One row for the base and one for each expert."""
-        if self._free.get(length):
-            return self._free[length].pop()
-        return np.empty((self._rows, length), dtype=self._dtype)
+        wanted = self._rows * length
+        fitting = next((memory for memory in self._free if memory.size >= wanted), None)
+        if fitting is None:
+            self._drop(self._most - wanted)
+            fitting = np.empty(wanted, dtype=self._dtype)
+        else:
+            self._free = [memory for memory in self._free if memory is not fitting]
+        return fitting[:wanted].reshape(self._rows, length)
 
     def give(self, buffer: Array) -> None:
-        """Take back what is no longer used; what is rarely of use again is freed."""
-        length = buffer.shape[1]
-        if SMALLEST <= length <= LARGEST:
-            self._free.setdefault(length, []).append(buffer)
+        """Take back what is no longer used."""
+        memory = buffer.base if buffer.base is not None else buffer
+        self._free = sorted([*self._free, memory.reshape(-1)], key=len)
+        self._drop(max(self._most, len(self._free[-1])))
+
+    def _drop(self, most: int) -> None:
+        """Give the smallest back to the system, until no more than so many elements are kept."""
+        while self._free and sum(map(len, self._free)) > most:
+            self._free.pop(0)
 
     def scratch(self, length: int) -> Array:
         """One row for each expert, the same ones each time."""
@@ -49,8 +69,9 @@ def readers(
 ) -> Callable[[Span, Array], list[Future[bool]]]:
     """Give what starts to read a span into a buffer; the stack will end its threads.
 
-    A checkpoint is always read by the same thread, so its bytes pass by in order. Those that
-    are computed are read at once, in the caller's thread. Each tells if all it read is finite.
+    A checkpoint is always read by the same thread, so its bytes pass by in order; one thread
+    reads all where they are hashed side by side. Those that are computed are read at once, in
+    the caller's thread. Each tells if all it read is finite.
     """
     checkpoints = plan.checkpoints
     numbered = list(enumerate(checkpoints))
@@ -62,14 +83,16 @@ def readers(
             return [done]
 
         return read_now
-    count = min(len(checkpoints), _processors())
+    in_step = any(file.is_joined for checkpoint in checkpoints for file in checkpoint.files)
+    count = 1 if in_step else min(len(checkpoints), _processors())
+    read = _read_in_step if in_step else _read_rows
     threads = [ThreadPoolExecutor(1, thread_name_prefix="read") for _ in range(count)]
     for thread in threads:
         stack.callback(thread.shutdown, cancel_futures=True)
 
     def read_ahead(span: Span, buffer: Array) -> list[Future[bool]]:
         return [
-            thread.submit(_read_rows, numbered[number::count], span, buffer)
+            thread.submit(read, numbered[number::count], span, buffer)
             for number, thread in enumerate(threads)
         ]
 
@@ -86,6 +109,28 @@ def _read_rows(numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: A
             checkpoint.read_to(values, span.spec.name, span.start)
             finite = finite and is_finite(values)
     return finite
+
+
+def _read_in_step(numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: Array) -> bool:
+    """The same, a piece of each at a time, which are hashed side by side."""
+    finite, passing = True, Passing()
+    stored = [
+        (buffer[row], checkpoint.stored(span.spec.name), length_there(checkpoint, span))
+        for row, checkpoint in numbered
+    ]
+    for start, stop in iterate_blocks(span.length, _PIECE):
+        for row, tensor, there in stored:
+            values = row[start : min(stop, there)]
+            if len(values):
+                tensor.read_to(values, span.start + start, passing)
+                finite = finite and is_finite(values)
+        passing.hash()
+    return finite
+
+
+def is_read_in_step() -> bool:
+    """Whether whole tensors are read by one thread, a piece of each at a time."""
+    return _processors() <= _FEW
 
 
 def _processors() -> int:

@@ -35,8 +35,12 @@ _CACHED = 14 << 16
 """Elements of a piece, of base and experts together: 3.7 MB of float32, which stay in a cache that
 processors share. Smaller pieces would stay in one of its own, but the calls for each cost more."""
 
-_AHEAD = 1 << 24
-"""Elements, of all models together, that wait to be worked on or are being read."""
+_BLOCK = 1 << 22
+"""Elements of a block, of all models together."""
+
+_AHEAD = 3 << 24
+"""Elements, of all models together, that wait, are worked on or are being read: two of the largest
+tensors of nine ViT-B/32, so that one is read while the other is worked on. 201 MB of float32."""
 
 _EXPECTED = 8
 """Spans that the system is asked to read ahead, where no thread does."""
@@ -98,7 +102,7 @@ def subtract_base(theta_0: Array, thetas: Array, taus: Array) -> None:
 
 def block_size(plan: MergePlan) -> int:
     """Elements of one model to read at a time: a power of two, large enough to be worth it."""
-    return min(LARGEST, max(SMALLEST, _power_of_two(_AHEAD // 4 // (1 + len(plan.experts)))))
+    return min(LARGEST, max(SMALLEST, _power_of_two(_BLOCK // (1 + len(plan.experts)))))
 
 
 def piece_size(plan: MergePlan) -> int:
@@ -137,7 +141,7 @@ def read_blocks(
         return
     rows = 1 + len(plan.experts)
     vectors = any(expert.is_task_vector for expert in plan.experts)
-    pool = Buffers(rows, wide=is_wide(plan))
+    pool = Buffers(rows, wide=is_wide(plan), most=_AHEAD)
     pending: deque[tuple[Span, Array, list[Future[bool]]]] = deque()
     left = deque(wanted)
     held = 0  # elements waited for or worked on

@@ -42,6 +42,11 @@ class HashedFile:
         """Whether what is read in order is hashed on the way."""
         return 0 < self._hash.length < self.size
 
+    @property
+    def is_joined(self) -> bool:
+        """Whether it is hashed beside others."""
+        return self._company is not None
+
     def expect(self, offset: int, length: int) -> None:
         """Tell the system what will be read soon, so that a slow disk is not waited for."""
         self._source.expect(offset, length)

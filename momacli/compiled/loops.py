@@ -267,6 +267,69 @@ def count_patterns(values: Array, low: int, width: int, shift: int, bins: Array)
 
 
 @KeptLoop
+def pick_between(values: Array, low: float, high: float, picked: Array, below: Array) -> int:
+    """Copy the values [n] from `low` to `high` into `picked`, which is as long; returns how many.
+
+    below: becomes [how many are less than `low`].
+    """
+    kind = values.dtype.type
+    first, last = kind(low), kind(high)
+    inside = scratch(_BLOCK, np.uint8)
+    eights = inside.view(np.uint64)  # few have anything inside: the others are passed over
+    chosen, found = scratch(_EIGHTS, np.int64), scratch(_BLOCK, np.int64)
+    count = 0
+    below[0] = 0
+    for start in range(0, values.shape[0], _BLOCK):
+        row = values[start : start + _BLOCK]
+        size = row.shape[0]
+        inside[size:] = 0
+        less = np.int32(0)  # a sum of 64 bits would take longer
+        for i in range(size):
+            less = np.int32(less + np.int32(row[i] < first))
+            inside[i] = (row[i] >= first) & (row[i] <= last)
+        below[0] += less
+        some = 0  # what follows has no branches, which the processor would often guess wrong
+        for eight in range(len(eights)):
+            chosen[some] = 8 * eight
+            some += eights[eight] != 0
+        places = 0
+        for k in range(some):
+            for i in range(chosen[k], chosen[k] + 8):
+                found[places] = i
+                places += inside[i]
+        for k in range(places):
+            picked[count + k] = row[found[k]]
+        count += places
+    return count
+
+
+@KeptLoop
+def add_between(
+    taus: Array, lows: Array, highs: Array, weights: Array, lam: float, merged: Array
+) -> None:
+    """The sum lam w_t tau_t over what is not smaller than `lows` nor larger than `highs`.
+
+    taus: [T, rows, n]; lows, highs: magnitudes [T, rows]; merged: [rows, n].
+    """
+    T, rows, n = taus.shape
+    kind = taus.dtype.type
+    zero, factor = kind(0), kind(lam)
+    for r in range(rows):
+        for start in range(0, n, _BLOCK):
+            size = min(_BLOCK, n - start)
+            out = merged[r, start : start + size]
+            out[:] = zero
+            for t in range(T):
+                tau, weight = taus[t, r, start : start + size], weights[t]
+                low, high = lows[t, r], highs[t, r]
+                for i in range(size):
+                    between = (abs(tau[i]) >= low) & (abs(tau[i]) <= high)
+                    out[i] += weight * tau[i] if between else zero
+            for i in range(size):
+                out[i] *= factor
+
+
+@KeptLoop
 def keep_some(values: Array, keys: Array, positions: Array, last: np.uint64, kept: Array) -> None:
     """Copy the values [T, n] whose random number of 64 bits is at most `last`, zeros for others.
 

@@ -1,9 +1,11 @@
 """Entries of a given rank, exactly, of arrays that are in memory."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from momacli.compiled.loops import pick_between
 from momacli.shapes import Float
 
 _MARGIN = 0.01
@@ -20,23 +22,39 @@ def count_to_keep(density: float, size: int) -> int:
     return min(size, max(1, int(density * size)))
 
 
-def entries_of_rank(values: Float[np.ndarray, "rows n"], rank: int) -> Float[np.ndarray, "rows 1"]:
+def entries_of_rank(values: Float[np.ndarray, "rows n"], rank: int) -> Float[np.ndarray, " rows"]:
     """Return the entry of this rank of each row, from 1, the smallest. Exactly."""
+    found: np.ndarray = entries_of_ranks(values, [rank])[0]
+    return found
+
+
+def entries_of_ranks(
+    values: Float[np.ndarray, "rows n"], ranks: Sequence[int]
+) -> Float[np.ndarray, "ranks rows"]:
+    """The same of several ranks."""
     if values.shape[-1] < 8 * _SAMPLED:
-        parted: np.ndarray = np.partition(values, rank - 1, axis=-1)
-        return parted[:, rank - 1 : rank]
-    return np.array([[_entry_of_rank(row, rank)] for row in values])
+        places = [rank - 1 for rank in ranks]
+        parted: np.ndarray = np.partition(values, places, axis=-1)
+        return np.transpose(parted[:, places])
+    found = [_entries_of_ranks(np.ascontiguousarray(row), ranks) for row in values]
+    return np.transpose(np.array(found))
 
 
-def _entry_of_rank(values: Float[np.ndarray, " n"], rank: int) -> np.floating[Any]:
-    """A sample says about where it lies; what lies there is then sorted out."""
+def _entries_of_ranks(
+    values: Float[np.ndarray, " n"], ranks: Sequence[int]
+) -> list[np.floating[Any]]:
+    """A sample says about where they lie; what lies there is then sorted out."""
     sample = np.sort(values[:: len(values) // _SAMPLED])
-    place, margin = rank * len(sample) // len(values), int(_MARGIN * len(sample))
-    low = sample[place - margin] if place >= margin else -np.inf
-    high = sample[place + margin] if place + margin < len(sample) else np.inf
-    wanted = rank - 1 - np.count_nonzero(values < low)
-    near = values[np.flatnonzero((values >= low) & (values <= high))]
-    if not 0 <= wanted < len(near):  # the sample misled
-        near, wanted = values, rank - 1
-    found: np.floating[Any] = np.partition(near, wanted)[wanted]
+    margin = int(_MARGIN * len(sample))
+    picked, below = np.empty_like(values), np.empty(1, np.int64)
+    found: list[np.floating[Any]] = []
+    for rank in ranks:
+        place = rank * len(sample) // len(values)
+        low = sample[place - margin] if place >= margin else -np.inf
+        high = sample[place + margin] if place + margin < len(sample) else np.inf
+        near = picked[: pick_between(values, float(low), float(high), picked, below)]
+        wanted = rank - 1 - int(below[0])
+        if not 0 <= wanted < len(near):  # the sample misled
+            near, wanted = values, rank - 1
+        found.append(np.partition(near, wanted)[wanted])
     return found

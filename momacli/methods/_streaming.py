@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from momacli.checkpoint.ahead import is_read_in_step
 from momacli.checkpoint.arrays import (
     Array,
     as_array,
@@ -169,7 +170,8 @@ class StreamedMerge:
             before = 0
 
     def _start_hashes(self, statistics: Mapping[str, Any]) -> None:
-        start_hashes(self.plan.checkpoints, in_step=self._is_in_pieces(statistics))
+        in_step = self._is_in_pieces(statistics) or is_read_in_step()
+        start_hashes(self.plan.checkpoints, in_step=in_step)
 
     def _told(
         self,

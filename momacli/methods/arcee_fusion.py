@@ -85,4 +85,4 @@ def _exponentiate(x: Float[np.ndarray, "rows n"]) -> Float[np.ndarray, " rows"]:
 def _quantile(values: Float[np.ndarray, "rows n"], q: float) -> float:
     """The entry of rank floor(q (n - 1)), from 0: no interpolation."""
     rank = 1 + int(q * (values.size - 1))
-    return float(entries_of_rank(values.reshape(1, -1), rank)[0, 0])
+    return float(entries_of_rank(values.reshape(1, -1), rank)[0])

@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
+from momacli.compiled.loops import add_between
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
-from momacli.methods._ranks import entries_of_rank
+from momacli.methods._ranks import entries_of_ranks
 from momacli.methods._rows import as_rows
-from momacli.methods.task_arithmetic import task_arithmetic
 from momacli.shapes import Float
 
 ELEMENTWISE = False
@@ -51,14 +51,15 @@ def breadcrumbs(
     if task_vectors.size == 0:
         nothing: np.ndarray = task_vectors.sum(axis=0)
         return nothing
-    rows = as_rows(task_vectors, per)
+    rows: np.ndarray = np.ascontiguousarray(as_rows(task_vectors, per))
     smallest, largest = _ranks_kept(rows.shape[-1], beta, gamma)
-    crumbs = np.empty_like(rows)
-    for tau, crumb in zip(rows, crumbs, strict=True):
-        size = np.abs(tau)
-        low, high = (entries_of_rank(size, rank) for rank in (smallest, largest))
-        np.multiply(tau, (size >= low) & (size <= high), out=crumb)
-    return task_arithmetic(crumbs.reshape(task_vectors.shape), weights=weights, lam=lam)
+    bounds = [entries_of_ranks(np.abs(tau), [smallest, largest]) for tau in rows]
+    lows, highs = np.ascontiguousarray(np.stack(bounds, axis=1))
+    factors = np.ones(len(rows)) if weights is None else weights
+    merged: np.ndarray = np.empty_like(rows[0])
+    add_between(rows, lows, highs, factors.astype(rows.dtype), float(lam), merged)
+    shaped: np.ndarray = merged.reshape(task_vectors.shape[1:])
+    return shaped
 
 
 def _ranks_kept(n: int, beta: float, gamma: float) -> tuple[int, int]:

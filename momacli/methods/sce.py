@@ -59,7 +59,7 @@ def _varying_most(
     keep = count_to_keep(density, int(np.count_nonzero(variance)))
     if keep == 0:
         return None
-    lowest = entries_of_rank(variance[None], variance.size - keep + 1)[0, 0]
+    lowest = entries_of_rank(variance[None], variance.size - keep + 1)[0]
     return np.flatnonzero(variance >= lowest)
 
 
