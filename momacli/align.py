@@ -182,6 +182,8 @@ def _run(
 
     network = open_network(inputs)
     ranks = Ranks.here()
+    if isinstance(job, Settings):
+        reading = replace(reading, views=job.views)
     tasks = prepare_tasks(inputs, network, reading, cache, ranks)
     settings, recipe = _settings(job), recipe_of(inputs)
     assert recipe.merged is not None

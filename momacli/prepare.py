@@ -3,11 +3,11 @@
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from momacli.data.reading import Reading
+from momacli.data.reading import Reading, Views
 from momacli.progress import Listener, ignore
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def prepare(
     data: "Data",
     tasks: Sequence[str] | None = None,
     reading: Reading | None = None,
+    views: Views = "auto",
     device: str = "auto",
     base: str | Path | None = None,
     config: str | Path | None = None,
@@ -47,6 +48,7 @@ def prepare(
     by several processes or machines that share the cache's folder, or are brought together there.
 
     tasks: all by default.
+    views: of each image; by default as many as `align` takes.
 
     All else is as for `align`. Raises MomaErrors before any work where inputs do not fit.
     """
@@ -74,7 +76,8 @@ def prepare(
         kept = FeatureCache(folder, dtype=cache_dtype, writes=leads, listener=listener)
         network = open_network(sources)
         ranks = Ranks.here()
-        prepared = prepare_tasks(sources, network, reading or Reading(), kept, ranks)
+        read = replace(reading or Reading(), views=views)
+        prepared = prepare_tasks(sources, network, read, kept, ranks)
         samples = {one.task: one.count for one in prepared}
         seconds = time.monotonic() - started
         return PrepareReport(samples, kept.use(), str(sources.device), seconds)

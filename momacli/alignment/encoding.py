@@ -29,6 +29,7 @@ class TaskData:
     head: Head
     padding: Padding = field(default_factory=Padding)  # the same for all tasks
     kept: Entry | None = None  # what the merged encoder makes of the samples
+    views: int = 1  # of each image; all first ones come first
 
     @property
     def device(self) -> torch.device:

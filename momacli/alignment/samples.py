@@ -93,6 +93,7 @@ def finetuned_task(
         classifier.head(reader(model), model.keys),
         samples.padding,
         Entry(MergedCache(cache, _merged_weights(inputs), listener=inputs.listener), merged_key),
+        samples.views,
     )
     if features is None:
         classifier.load_encoder(expert_reader(expert, inputs.base))

@@ -60,6 +60,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from momacli.data.reading import Views, check_views
 from momacli.errors import UsageError
 from momacli.models.device import Precision, check_precision
 
@@ -109,6 +110,8 @@ class Settings:
         headroom * sigma(S) = 1. The paper does not give one. From average, task arithmetic and
         TIES of twelve image tasks, 100 steps of 8: 64.2, 64.2 and 64.1 from 0, 63.3, 63.6 and
         63.7 from the merged model; from task arithmetic of five text tasks 70.0 and 70.1.
+    views: of each image: the image itself and crops of it (`momacli.data.views`). "auto" makes
+        few images enough.
     steps, batch_size: batch_size samples of each task a step; 16 is the paper's for vision.
         "auto" begins with 16 and takes half as many, from the start, as often as the device
         has too little memory; what comes out is what that number gives.
@@ -132,6 +135,7 @@ class Settings:
     objective: Objective = "both"
     headroom: float | Literal["auto"] = "auto"
     start: float | Literal["merged"] = 0.0
+    views: Views = "auto"
     steps: int = 300
     batch_size: int | Literal["auto"] = LARGEST_BATCH
     mask_rate: float = 0.1
@@ -158,6 +162,7 @@ class Settings:
                     f"{name}: expected {' or '.join(get_args(kind))}, found {getattr(self, name)}"
                 )
         check_precision(self.precision)
+        check_views(self.views)
         for name in ("steps", "batch_size", "solve_every"):
             value = getattr(self, name)
             if name == "batch_size" and value == "auto":
@@ -184,5 +189,6 @@ def paper(base: Settings) -> Settings:
         objective="features",
         headroom=1.0,
         start=0.0,
+        views=1,
         project=False,
     )

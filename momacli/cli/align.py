@@ -106,6 +106,14 @@ def align(
             "falls; --steps is then the most there are.",
         ),
     ] = False,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Views of each image: itself and random crops; default auto, up to 10 where a "
+            "task has fewer than 300 images. As in the paper with --recipe paper: 1.",
+        ),
+    ] = None,
     batch_size: Annotated[
         str | None,
         typer.Option(
@@ -189,6 +197,7 @@ def align(
     """
     from momacli.align import align as align_model
     from momacli.alignment.catalog import MOMA, known_method
+    from momacli.cli.align_prepare import prepare_features
     from momacli.cli.align_summary import summary_lines
     from momacli.cli.console import is_follower, print_json, print_path, say
     from momacli.cli.listening import listening
@@ -216,10 +225,11 @@ def align(
         refuse_others(
             context,
             "--prepare keeps features and learns nothing",
-            [*sources, *_OF_READING, "merged", "only", "as_json"],
+            [*sources, *_OF_READING, "views", "merged", "only", "as_json"],
             hint="give the other options to the later run; of samples they have to be the same",
         )
-        _prepare(merged, only, sources, as_json=as_json)
+        seen = {} if views is None else {"views": _count_or_auto("--views", views)}
+        prepare_features(merged, only, sources | seen, as_json=as_json)
         return
     given = {
         "mask": mask,
@@ -227,7 +237,8 @@ def align(
         "prior": prior,
         "objective": objective,
         "steps": steps,
-        "batch_size": _batch_size(batch_size),
+        "views": _count_or_auto("--views", views),
+        "batch_size": _count_or_auto("--batch-size", batch_size),
         "mask_rate": mask_rate,
         "headroom": headroom,
         "sparsity": sparsity,
@@ -269,33 +280,6 @@ def align(
 _OF_READING = ("max_samples", "sample", "text_column", "max_length", "strict", "seed")
 
 
-def _prepare(
-    merged: str | None,
-    tasks: Sequence[str],
-    sources: Mapping[str, Any],
-    *,
-    as_json: bool,
-) -> None:
-    """Keep features for later, and print the folder that they are in."""
-    from momacli.cli.align_summary import cache_text
-    from momacli.cli.console import duration, is_follower, print_json, print_path, say
-    from momacli.cli.listening import listening
-    from momacli.prepare import prepare
-
-    wanted = None if "all" in tasks else tasks
-    with listening() as listener:
-        report = prepare(merged, tasks=wanted, listener=listener, **sources)
-    if is_follower():
-        return
-    counts = ", ".join(f"{task} ({count} samples)" for task, count in report.samples.items())
-    say(f"prepared {counts} on {report.device} in {duration(report.seconds)}")
-    say(f"  cache    {cache_text(report.cache)}")
-    if as_json:
-        print_json(report)
-    else:
-        print_path(report.cache.folder)
-
-
 def _cache_dtype(given: str) -> str:
     """What --cache-dtype says. Raises UsageError."""
     if given not in ("float32", "float16"):
@@ -303,14 +287,14 @@ def _cache_dtype(given: str) -> str:
     return given
 
 
-def _batch_size(given: str | None) -> int | str | None:
-    """What --batch-size says. Raises UsageError."""
+def _count_or_auto(flag: str, given: str | None) -> int | str | None:
+    """What a flag says. Raises UsageError."""
     if given is None or given == "auto":
         return given
     try:
         return int(given)
     except ValueError as error:
-        raise UsageError(f"--batch-size: expected a number or auto, found {given}") from error
+        raise UsageError(f"{flag}: expected a number or auto, found {given}") from error
 
 
 def _settings(

@@ -42,6 +42,7 @@ _KINDS: Mapping[str, type] = {
     "transform": str,
     "prior": float,
     "objective": str,
+    "views": int,
     "steps": int,
     "batch-size": int,
     "mask-rate": float,

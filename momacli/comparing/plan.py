@@ -23,7 +23,7 @@ PRE_TRAINED = Spec(Step("task-arithmetic", (("lambda", "0"),)))
 """The base's encoder with the experts' heads: nothing of the multi-task vector."""
 
 
-_IN_CLOSED_FORM = ("transform", "prior", "objective")
+_IN_CLOSED_FORM = ("transform", "prior", "objective", "views")
 """Settings that count where no mask is learned."""
 
 FINE_TUNED = "fine-tuned"

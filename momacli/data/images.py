@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from momacli.data.views import random_crop
 from momacli.errors import DataError
 from momacli.models.interface import Padding
 from momacli.progress import Listener, Notice, Progress, ignore
@@ -29,10 +30,11 @@ _CHUNK = 64  # images prepared together
 
 @dataclass(frozen=True)
 class Samples:
-    """Prepared inputs of one task, in the order of `files`."""
+    """Prepared inputs of one task, in the order of `files`: all of them, then further views."""
 
-    files: tuple[Path, ...]
+    files: tuple[Path, ...]  # of each sample
     values: Tensor  # [N, ...]
+    views: int = 1  # of each image; all first ones come first
 
     def __len__(self) -> int:
         return len(self.files)
@@ -44,7 +46,8 @@ class Samples:
     @property
     def preparation(self) -> dict[str, object]:
         """What was done to the files, for the key of a cache."""
-        return {"shape": list(self.values.shape[1:])}
+        found: dict[str, object] = {"shape": list(self.values.shape[1:])}
+        return found if self.views == 1 else found | {"views": self.views}
 
     @property
     def padding(self) -> Padding:
@@ -57,17 +60,19 @@ def load_images(
     prepare: Callable[[Sequence[Image.Image]], Tensor],
     *,
     strict: bool = False,
+    views: int = 1,
     stage: str = "decoding",
     listener: Listener = ignore,
 ) -> Samples:
     """Decode and prepare image files, in order; unreadable ones are left out and named.
 
     strict: raise DataError at the first unreadable file instead.
+    views: of each image, see `momacli.data.views`; which ones depends on its place alone.
     Raises DataError if none can be read.
     """
     kept: list[Path] = []
     failed: list[str] = []
-    values: Tensor | None = None
+    values: Tensor | None = None  # [views, files, ...]
     for chunk in _decoded(files):
         images = []
         for path, result in chunk:
@@ -79,10 +84,13 @@ def load_images(
                 kept.append(path)
                 images.append(result)
         if images:
-            prepared = prepare(images)
-            if values is None:
-                values = _allocate(len(files), prepared)
-            values[len(kept) - len(images) : len(kept)] = prepared
+            first = len(kept) - len(images)
+            for view in range(views):
+                seen = images if view == 0 else _crops(images, first, view)
+                prepared = prepare(seen)
+                if values is None:
+                    values = _allocate((views, len(files)), prepared)
+                values[view, first : len(kept)] = prepared
         listener(Progress(stage, len(kept) + len(failed), len(files), "images"))
     if values is None:
         raise DataError(
@@ -90,7 +98,13 @@ def load_images(
         )
     if failed:
         listener(Notice(f"left out {len(failed)} of {len(files)} images: {'; '.join(failed[:3])}"))
-    return Samples(tuple(kept), values[: len(kept)])
+    there = values[:, : len(kept)].flatten(0, 1)
+    return Samples(tuple(kept) * views, there, views)
+
+
+def _crops(images: Sequence[Image.Image], first: int, view: int) -> list[Image.Image]:
+    """One more view of each of the images that lie from a place on."""
+    return [random_crop(image, f"{first + n}/{view}") for n, image in enumerate(images)]
 
 
 def _decoded(
@@ -132,8 +146,8 @@ def _scale_of(image: Image.Image) -> float:
     return 257.0 if isinstance(high, (int, float)) and high > 255 else 1.0
 
 
-def _allocate(count: int, example: Tensor) -> Tensor:
-    shape = (count, *example.shape[1:])
+def _allocate(counts: tuple[int, ...], example: Tensor) -> Tensor:
+    shape = (*counts, *example.shape[1:])
     size = prod(shape)
     if size * example.element_size() <= MEMORY_BUDGET:
         return torch.empty(shape, dtype=example.dtype)

@@ -14,6 +14,7 @@ from momacli.data.leaving_out import LeaveOut, LeftOut, refuse
 from momacli.data.reading import Reading
 from momacli.data.tables import read_table
 from momacli.data.texts import tokenize
+from momacli.data.views import views_of_each
 from momacli.models.interface import Padding
 from momacli.models.layout import class_names, takes_text
 from momacli.models.preprocessing import ImagePreprocessor, image_preprocessor
@@ -32,6 +33,11 @@ class Samples(Protocol):
     @property
     def padding(self) -> Padding:
         """How their batches are brought to a common length."""
+        ...
+
+    @property
+    def views(self) -> int:
+        """How many there are of each image or text; all first ones come first."""
         ...
 
     @property
@@ -115,10 +121,15 @@ def _load(
     _tell(listener, told, "images", prepare_images)
     files = image_files(path, leave_out=leave_out)
     left_out.tell(listener, path)
+    chosen = reading.sampling.of(files, task)
+    views = views_of_each(reading.views, len(chosen))
+    if views > 1:
+        listener(Notice(f"{task}: {views} views of each of its {len(chosen)} images"))
     images = load_images(
-        reading.sampling.of(files, task),
+        chosen,
         prepare_images,
         strict=reading.strict,
+        views=views,
         stage=f"decoding {task}",
         listener=listener,
     )

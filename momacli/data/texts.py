@@ -36,6 +36,11 @@ class Texts:
     padding: Padding
     preparation: Mapping[str, object]
 
+    @property
+    def views(self) -> int:
+        """Of each text: itself alone."""
+        return 1
+
     def __len__(self) -> int:
         return len(self.rows)
 

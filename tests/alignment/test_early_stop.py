@@ -49,6 +49,21 @@ def test_a_tenth_of_each_task_is_held_back_and_the_rest_learned_from():
     assert any(not torch.equal(a, b) for a, b in zip(numbers, others, strict=True))
 
 
+def test_an_image_is_held_back_with_all_its_views():
+    _, _, [task, *_] = problem()
+    seen = replace(task, count=30, finetuned=task.finetuned[:30], views=3)  # of ten images
+
+    [learned], [held], [numbers] = hold_back([seen], seed=0)
+
+    assert (learned.count, held.count) == (27, 1)
+    kept_apart = {int(number) % 10 for number in numbers}
+    assert len(kept_apart) == 9
+    [away] = set(range(10)) - kept_apart
+    assert torch.equal(held.finetuned, task.finetuned[[away]])  # the image itself
+    with pytest.raises(DataError, match="has one sample"):
+        hold_back([replace(seen, count=3)], seed=0)
+
+
 def test_a_task_of_one_sample_has_none_to_hold_back():
     _, _, tasks = problem()
 

@@ -65,6 +65,22 @@ def test_features_prepared_in_half_precision_are_found_by_a_later_run(place, cap
     assert {path.name.split("-")[0] for path in Path("half").glob("*.safetensors")} == set(CLASSES)
 
 
+def test_views_of_few_images_are_told_and_prepared_alike(place, capfd):
+    kept = ["--cache", "views"]
+    assert run(["align", "--data", "unlabeled", "--prepare", "all", *kept]) == 0
+    assert "views of each of its" in capfd.readouterr().err
+    assert run(["align", "--data", "unlabeled", "--json", "-o", "seen", *kept, *QUICK]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["settings"]["views"] == "auto"
+    assert "features of 3 tasks found, of 0 computed" in err
+
+    plain = ["--data", "unlabeled", "--recipe", "paper", "-o", "plain", *kept, *QUICK]
+    assert run(["align", *plain]) == 0
+    err = capfd.readouterr().err
+    assert "views of each" not in err
+    assert "of 3 computed" in err
+
+
 def test_early_stop_is_recorded_and_needs_no_more_than_a_flag(place, capfd):
     quick = ["--steps", "2", "--batch-size", "8"]
     assert run(["align", "--data", "unlabeled", "--early-stop", "--json", "-o", "es", *quick]) == 0
@@ -108,6 +124,8 @@ def test_evaluate_in_json_has_counts_and_intervals(place, capfd):
         (["align", "--data", "unlabeled", "--features", "vit.foo"], 2, "has no module vit.foo"),
         (["evaluate", "experts", "--data", "labeled", "--heads", "foo"], 2, "matches no tensor"),
         (["align", "--data", "unlabeled", "--batch-size", "many"], 2, "a number or auto"),
+        (["align", "--data", "unlabeled", "--views", "many"], 2, "--views: expected a number"),
+        (["align", "--data", "unlabeled", "--views", "0"], 2, "views must be at least 1"),
         (["align", "--data", "unlabeled", "--cache-dtype", "int8"], 2, "float32 or float16"),
         (["align", "--data", "unlabeled", "--prepare", "mice"], 2, "has no task mice"),
         (["align", "--data", "unlabeled", "--prepare", "all", "--dry-run"], 2, "--dry-run cannot"),
