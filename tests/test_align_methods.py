@@ -89,7 +89,7 @@ def mended(place: Path, method: str, task: str, z: torch.Tensor) -> torch.Tensor
 @pytest.mark.parametrize("method", ["surgery", "aligned-c", "moma"])
 def test_features_of_a_merged_model_are_there_for_its_next_alignment(place, method):
     stages = []
-    given = {"settings": Settings(mask="none")} if method == "moma" else {"options": QUICK}
+    given = {"settings": Settings(mask="none", views=1)} if method == "moma" else {"options": QUICK}
 
     align(
         "merged",

@@ -1,9 +1,10 @@
 """How an alignment is run; every default says where it comes from.
 
 What else was tried on the five tasks of `moma demo`, with masks that begin at the merged model
-(`python -m tests.benchmarks choices --demo moma-demo --start merged`; from 0, as is the default,
-the first row has 2.04, 95.8 and 91.4; the objective on the unlabeled samples, summed over tasks,
-and per cent correct on others, with all 500 samples of each task and with 45):
+and one view of each image (`python -m tests.benchmarks choices --demo moma-demo --start merged`;
+from 0, as is the default, the first row has 2.04, 95.8 and 91.4, and with views 93.3 of 45; the
+objective on the unlabeled samples, summed over tasks, and per cent correct on others, with all
+500 samples of each task and with 45):
 
     mask entries       for each parameter   2.07  95.6  91.1  the default, as in the paper
                        for each row         3.32  93.2  90.5  no option: wins less
@@ -110,8 +111,9 @@ class Settings:
         headroom * sigma(S) = 1. The paper does not give one. From average, task arithmetic and
         TIES of twelve image tasks, 100 steps of 8: 64.2, 64.2 and 64.1 from 0, 63.3, 63.6 and
         63.7 from the merged model; from task arithmetic of five text tasks 70.0 and 70.1.
-    views: of each image: the image itself and crops of it (`momacli.data.views`). "auto" makes
-        few images enough.
+    views: of each image: the image itself and random crops of it; "auto" takes more than one
+        where there are few images (see `momacli.data.views` for the measurement). The paper has
+        one.
     steps, batch_size: batch_size samples of each task a step; 16 is the paper's for vision.
         "auto" begins with 16 and takes half as many, from the start, as often as the device
         has too little memory; what comes out is what that number gives.

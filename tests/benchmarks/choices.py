@@ -171,7 +171,7 @@ def _masked_by(kind: type[MaskedEncoder]) -> AbstractContextManager[Any]:
 def choices(plain: Settings) -> dict[str, tuple[Settings, AbstractContextManager[Any]]]:
     """Settings by name, and what is to be in force while they are used.
 
-    plain: the default but for what is said of all.
+    plain: the default but for what is said of all, and of each image one view.
     """
     return {
         "element": (plain, nullcontext()),
@@ -179,6 +179,7 @@ def choices(plain: Settings) -> dict[str, tuple[Settings, AbstractContextManager
         "tensor": (plain, _masked_by(TensorMask)),
         "cayley": (plain, _learned(cayley)),
         "exp": (plain, _learned(torch.linalg.matrix_exp)),
+        "views": (replace(plain, views="auto"), nullcontext()),
         "bfloat16": (replace(plain, precision="bfloat16"), nullcontext()),
         "logits": (replace(plain, objective="logits"), nullcontext()),
         "features": (replace(plain, objective="features"), nullcontext()),
@@ -236,7 +237,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print a line for each choice, on the tasks of `moma demo`."""
     demo: Path = arguments.demo
     place = Place(demo / "merged", demo / "unlabeled", demo / "labeled")
-    plain = Settings(steps=arguments.steps, start=arguments.start)
+    plain = Settings(steps=arguments.steps, start=arguments.start, views=1)
     measure(place, plain, arguments.only, arguments.samples)
 
 

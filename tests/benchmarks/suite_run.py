@@ -131,7 +131,11 @@ def _measure_choices(suite: Suite, plan: Plan, seed: int, arguments: argparse.Na
             )
             place = choices.Place(merged, suite.unlabeled(transductive=False), suite.labeled)
             plain = Settings(
-                steps=plan.steps, batch_size=plan.batch_size, seed=seed, start=arguments.start
+                views=1,
+                steps=plan.steps,
+                batch_size=plan.batch_size,
+                seed=seed,
+                start=arguments.start,
             )
             only = None if arguments.choices == ["all"] else arguments.choices
             choices.measure(place, plain, only, samples)
