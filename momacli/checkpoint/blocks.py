@@ -38,9 +38,12 @@ processors share. Smaller pieces would stay in one of its own, but the calls for
 _BLOCK = 1 << 22
 """Elements of a block, of all models together."""
 
-_AHEAD = 3 << 24
-"""Elements, of all models together, that wait, are worked on or are being read: two of the largest
-tensors of nine ViT-B/32, so that one is read while the other is worked on. 201 MB of float32."""
+_AHEAD = 1 << 24
+"""Elements, of all models together, that wait to be worked on or are being read."""
+
+_LARGE_AHEAD = 3 << 24
+"""The same of no more than two tensors, so that one is read while the other is worked on: enough
+for nine ViT-B/32. 201 MB of float32."""
 
 _EXPECTED = 8
 """Spans that the system is asked to read ahead, where no thread does."""
@@ -141,14 +144,17 @@ def read_blocks(
         return
     rows = 1 + len(plan.experts)
     vectors = any(expert.is_task_vector for expert in plan.experts)
-    pool = Buffers(rows, wide=is_wide(plan), most=_AHEAD)
+    pool = Buffers(rows, wide=is_wide(plan), most=_LARGE_AHEAD)
     pending: deque[tuple[Span, Array, list[Future[bool]]]] = deque()
     left = deque(wanted)
     held = 0  # elements waited for or worked on
     with ExitStack() as stack:
         start = readers(plan, stack, ahead=ahead)
         while left or pending:
-            while left and (not held or held + rows * left[0].length <= _AHEAD):
+            while left and (
+                not held
+                or held + rows * left[0].length <= (_LARGE_AHEAD if len(pending) == 1 else _AHEAD)
+            ):
                 span = left.popleft()
                 buffer = pool.take(span.length)
                 pending.append((span, buffer, start(span, buffer)))
