@@ -78,6 +78,6 @@ def prepare(
         ranks = Ranks.here()
         read = replace(reading or Reading(), views=views)
         prepared = prepare_tasks(sources, network, read, kept, ranks)
-        samples = {one.task: one.count for one in prepared}
+        samples = {one.task: one.count // one.views for one in prepared}
         seconds = time.monotonic() - started
         return PrepareReport(samples, kept.use(), str(sources.device), seconds)

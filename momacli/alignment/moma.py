@@ -77,6 +77,7 @@ def _outcome(tasks: Sequence[TaskData], fitted: Fitted) -> Outcome:
             task.finetuned,
             objective=(float(fitted.objective_before[t]), float(fitted.objective_after[t])),
             orthogonality_error=float(orthogonality_error(A)),
+            views=task.views,
         )
         logits[task.task] = task.head(raw[:CHECKED] @ A.mT)
     return Outcome(

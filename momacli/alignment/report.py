@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """What alignment did for one task, on its unlabeled samples."""
+    """What alignment did for one task, on its unlabeled samples and all views of them."""
 
-    samples: int
+    samples: int  # of which there may be several views
     objective_before: float
     objective_after: float
     cosine_before: float  # mean of cos(merged, fine-tuned) (paper, section 3.4)
@@ -24,6 +24,7 @@ class TaskReport:
     coefficient_after: float
     orthogonality_error: float | None  # max |A^T A - I|; None without a transform
     logit_difference: float  # written model against what was fitted, on a real batch
+    views: int = 1  # of each sample
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,17 @@ def task_report(
     *,
     objective: tuple[float, float],
     orthogonality_error: float | None,
+    views: int = 1,
 ) -> TaskReport:
     """Measure features [N, d] before and after, but not yet the model that is to be written.
 
     objective: before and after.
+    views: of each sample, among the N.
     """
     from momacli.features.metrics import coefficient, cosine
 
     return TaskReport(
-        samples=len(finetuned),
+        samples=len(finetuned) // views,
         objective_before=objective[0],
         objective_after=objective[1],
         cosine_before=float(cosine(merged, finetuned).mean()),
@@ -72,4 +75,5 @@ def task_report(
         coefficient_after=float(coefficient(mended, finetuned).mean()),
         orthogonality_error=orthogonality_error,
         logit_difference=0.0,
+        views=views,
     )

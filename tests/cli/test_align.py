@@ -71,7 +71,9 @@ def test_views_of_few_images_are_told_and_prepared_alike(place, capfd):
     assert "views of each of its" in capfd.readouterr().err
     assert run(["align", "--data", "unlabeled", "--json", "-o", "seen", *kept, *QUICK]) == 0
     out, err = capfd.readouterr()
-    assert json.loads(out)["settings"]["views"] == "auto"
+    report = json.loads(out)
+    assert report["settings"]["views"] == "auto"
+    assert {(task["samples"], task["views"]) for task in report["tasks"].values()} == {(40, 8)}
     assert "features of 3 tasks found, of 0 computed" in err
 
     plain = ["--data", "unlabeled", "--recipe", "paper", "-o", "plain", *kept, *QUICK]
