@@ -252,15 +252,7 @@ def count_patterns(values: Array, low: int, width: int, shift: int, bins: Array)
             beyond = np.int32(beyond + np.int32(place >= limit))
             inside[i] = np.uint32(place) < np.uint32(limit)  # below `first`, it is large
         above += beyond
-        some = 0  # what follows has no branches, which the processor would often guess wrong
-        for eight in range(len(eights)):
-            chosen[some] = 8 * eight
-            some += eights[eight] != 0
-        count = 0
-        for k in range(some):
-            for i in range(chosen[k], chosen[k] + 8):
-                found[count] = i
-                count += inside[i]
+        count = _places(inside, eights, chosen, found)
         for k in range(count):
             bins[(np.int32(row[found[k]] & magnitude) - first) >> shift] += 1
     return above
@@ -288,15 +280,7 @@ def pick_between(values: Array, low: float, high: float, picked: Array, below: A
             less = np.int32(less + np.int32(row[i] < first))
             inside[i] = (row[i] >= first) & (row[i] <= last)
         below[0] += less
-        some = 0  # what follows has no branches, which the processor would often guess wrong
-        for eight in range(len(eights)):
-            chosen[some] = 8 * eight
-            some += eights[eight] != 0
-        places = 0
-        for k in range(some):
-            for i in range(chosen[k], chosen[k] + 8):
-                found[places] = i
-                places += inside[i]
+        places = _places(inside, eights, chosen, found)
         for k in range(places):
             picked[count + k] = row[found[k]]
         count += places
@@ -390,6 +374,24 @@ def draw_uniform(key: np.uint64, position: int, numbers: Array) -> None:
     """Fill with numbers from [0, 1), multiples of 2^-24."""
     for i in range(numbers.shape[0]):
         numbers[i] = _uniform(key, np.uint64(position) + np.uint64(i))
+
+
+def _places(inside: Array, eights: Array, chosen: Array, found: Array) -> int:
+    """Where there is a 1: `found` begins with the places, in order; returns how many.
+
+    eights: `inside` by eight of its bytes. chosen: memory for as many numbers.
+
+    There are no branches, which the processor would often guess wrong.
+    """
+    some = count = 0
+    for eight in range(len(eights)):
+        chosen[some] = 8 * eight
+        some += eights[eight] != 0
+    for k in range(some):
+        for i in range(chosen[k], chosen[k] + 8):
+            found[count] = i
+            count += inside[i]
+    return count
 
 
 def _uniform(key: np.uint64, counter: np.uint64) -> np.float32:
