@@ -7,7 +7,7 @@ task-arithmetic:lambda=0.1+moma:steps=100:batch-size=8 (45.7 merged, 60.2 fine-t
 like, by the number of images a task:
 
     views of each         1      4      5     10     50
-    3 to 12 (1 %)       47.2                X10    X50
+    3 to 12 (1 %)       47.2                51.0   50.1
     31 to 120 (10 %)    54.0          55.2  55.0
     156 to 600 (50 %)   56.8   56.0
 """
