@@ -150,7 +150,7 @@ def test_models_with_one_encoder_answer_as_each_alone_and_it_runs_once(place, he
 
 
 def test_an_encoder_with_other_weights_runs_again(place, heard):
-    aligned(settings=Settings(steps=2, batch_size=8))
+    aligned(settings=Settings(steps=20, batch_size=8))
     apart = [logits_of(heard, model)[0] for model in ("merged", "aligned")]
     together, ran = logits_of(heard, "merged", "aligned")
 
