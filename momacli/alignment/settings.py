@@ -85,8 +85,8 @@ class Settings:
         alike, the polar factor of the cross-covariance. "similarity", "scaling" and
         "linear" are other families in closed form; a linear head absorbs any of them without
         a parameter, but they are no longer rigid. Linear maps won more without a mask, on task
-        arithmetic of eight image tasks 53.3 against 51.2 and of five text tasks 69.4 against
-        68.7, and with one as much, 56.4 against 56.9 and 70.2 against 70.0
+        arithmetic of eight image tasks 53.6 against 51.9 and of five text tasks 69.4 against
+        68.7, and with one as much, 57.1 against 57.0 and 70.2 against 70.0
         (`tests/benchmarks/results`). They are no default, for heads that normalise features can
         absorb rotations alone, and only rotations keep lengths and angles of features, which
         other uses of them rest on.
