@@ -24,6 +24,10 @@ _IN_C = {
     "float32": ctypes.c_float,
 }
 
+BLOCK = 1 << 10
+"""Entries of an array that a loop had best work on at once: what it sums up of them stays in the
+processor's first cache, and it is vectorised."""
+
 _OPTIONS = {"error_model": "numpy"}  # a division by zero is no branch
 
 _FREEING = re.compile(r"^declare void @NRT_MemInfo_call_dtor\((\S+)\).*$", re.MULTILINE)
@@ -34,7 +38,7 @@ class KeptLoop:
     """A function that fills arrays, and returns a whole number or nothing.
 
     It takes contiguous arrays and numbers: int, float, np.uint64 or np.float32. It may call
-    functions of its own module, and makes no arrays but by `scratch`. For each kind of
+    functions of this folder, and makes no arrays but by `scratch`. For each kind of
     arguments it is compiled anew; where the code cannot stand alone, Numba runs it.
     """
 

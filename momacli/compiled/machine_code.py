@@ -34,7 +34,7 @@ def linked(name: str, write: Callable[[], object], source: str) -> int:
     """The address of the function of a name, which is there until the process ends.
 
     write: makes what holds it, a module or its text. source: the file that it is written by:
-        what was compiled before that was changed is compiled again.
+        what was compiled before that or a file beside it was changed is compiled again.
 
     Raises RuntimeError where LLVM cannot compile it for this processor, or it calls what is
     not in it.
@@ -44,7 +44,8 @@ def linked(name: str, write: Callable[[], object], source: str) -> int:
     processor, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
     target = binding.Target.from_default_triple()
     machine = target.create_target_machine(cpu=processor, features=features, opt=3, jit=True)
-    known = (llvmlite.__version__, target.triple, processor, features, Path(source).read_bytes())
+    sources = [file.read_bytes() for file in sorted(Path(source).parent.glob("*.py"))]
+    known = (llvmlite.__version__, target.triple, processor, features, sources)
     key = hashlib.sha256(repr(known).encode()).hexdigest()
     place = _place(f"{name}-{key[:16]}")
     code = None if place is None else _found(place)

@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from momacli.compiled.loops import add_drawn, draw_uniform, keep_some
+from momacli.compiled.drawing import draw_uniform, keep_some
+from momacli.compiled.sums import add_drawn
 from momacli.methods._sums import OnePass
 from momacli.shapes import Float
 

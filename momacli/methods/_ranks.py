@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from momacli.compiled.loops import pick_between
+from momacli.compiled.selection import pick_between
 from momacli.shapes import Float
 
 _MARGIN = 0.01

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from momacli.checkpoint.arrays import Array, as_array, as_tensor
-from momacli.compiled.loops import count_patterns
+from momacli.compiled.selection import count_patterns
 from momacli.methods._ranks import count_to_keep
 from momacli.shapes import Float
 

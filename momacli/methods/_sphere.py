@@ -43,7 +43,7 @@ def _products_of_two(
     vectors: Float[np.ndarray, "2 n"], base: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, "2 2"]:
     """The same of two vectors, in one pass."""
-    from momacli.compiled.loops import products_of_two
+    from momacli.compiled.sums import products_of_two
 
     found = np.empty(3)
     products_of_two(*map(np.ascontiguousarray, (*vectors, base)), found)

@@ -32,7 +32,7 @@ def added_to_base(
 
     n must not be 1: NumPy adds up the experts of a single entry in another order.
     """
-    from momacli.compiled.loops import add_weighted_sum
+    from momacli.compiled.sums import add_weighted_sum
 
     kind = theta_0.dtype
     factors = np.ones(len(thetas), kind) if weights is None else weights.astype(kind)

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from momacli.compiled.loops import add_between
+from momacli.compiled.sums import add_between
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
 from momacli.methods._ranks import entries_of_ranks

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from momacli.compiled.loops import keep_by_rank
+from momacli.compiled.drawing import keep_by_rank
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
 from momacli.methods._random_mask import Draws

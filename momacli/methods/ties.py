@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from momacli.compiled.loops import balance_of_signs, elect_and_merge
+from momacli.compiled.election import balance_of_signs, elect_and_merge
 from momacli.methods._arrays import on_entries
 from momacli.methods._selection import Stacks, arrays_of, largest_magnitudes
 from momacli.methods._tally import Tally

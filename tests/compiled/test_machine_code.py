@@ -57,6 +57,13 @@ def test_a_function_is_compiled_once_until_its_source_changes(source: Path):
     assert found == [42, 42, 100]
 
 
+def test_a_function_is_compiled_again_when_a_module_beside_its_source_changes(source: Path):
+    found = [put(source, 41)]
+    source.with_name("called.py").write_text("1")
+
+    assert [*found, put(source, 99), put(source, 0)] == [42, 100, 100]
+
+
 def test_code_kept_for_another_processor_is_not_taken(source, monkeypatch):
     put(source, 41)
     monkeypatch.setattr(made.binding, "get_host_cpu_name", lambda: "generic")
