@@ -19,19 +19,20 @@ def add_weighted_sum(
     Returns how many entries differ from theta_0, or -1 where one of them is not finite.
     """
     T, n = thetas.shape
-    zero, factor = theta_0.dtype.type(0), theta_0.dtype.type(lam)
+    kind = theta_0.dtype.type
+    zero, factor, total = kind(0), kind(lam), scratch(BLOCK, kind)
     changed, broken = 0, False
     for start in range(0, n, BLOCK):
         size = min(BLOCK, n - start)
         base, out = theta_0[start : start + size], merged[start : start + size]
         row, weight = thetas[0, start : start + size], weights[0]
         for i in range(size):
-            out[i] = zero + weight * (row[i] - base[i])  # a sum of -0.0 is 0.0, as NumPy's is
+            total[i] = zero + weight * (row[i] - base[i])  # a sum of -0.0 is 0.0, as NumPy's is
         for t in range(1, T):
             row, weight = thetas[t, start : start + size], weights[t]
             for i in range(size):
-                out[i] += weight * (row[i] - base[i])
-        different = _added(base, out, factor, out)
+                total[i] += weight * (row[i] - base[i])
+        different = _added(base, total, factor, out)
         changed += different
         broken = broken or different < 0
     return -1 if broken else changed
@@ -151,7 +152,7 @@ def products_of_two(first: Array, second: Array, base: Array, products: Array) -
 
 
 def _added(base: Array, total: Array, factor: float, merged: Array) -> int:
-    """Put base + factor * total into `merged`, which may be `total`.
+    """Put base + factor * total into `merged`.
 
     Returns how many entries differ from the base, or -1 where one of them is not finite.
     """
