@@ -75,6 +75,8 @@ def update_together(parts: Sequence[tuple[JointHash, bytes | memoryview]]) -> No
 def _compress(runs: list[_Run]) -> None:
     """Hash runs side by side; lanes that are left over do what the first one does."""
     compress = compressor()
+    if len(runs) > LANES:
+        runs = _take_turns(runs)
     while runs:
         together = runs[:LANES]
         blocks = min([run.blocks for run in together])
@@ -86,6 +88,29 @@ def _compress(runs: list[_Run]) -> None:
             for run in together
             if run.blocks > blocks
         ]
+
+
+def _take_turns(runs: list[_Run]) -> list[_Run]:
+    """Hash equal shares of more runs than there are lanes, in turn, so that no lane is left over.
+
+    Returns what is left of them.
+    """
+    share = min([run.blocks for run in runs]) // LANES
+    if not share:
+        return runs
+    compress, whole = compressor(), LANES * share
+    turns = np.arange(len(runs) * LANES).reshape(len(runs), LANES)
+    before, which = np.divmod(turns, len(runs))  # shares of a run that are done, and the run
+    states, starts, _ = np.array(runs, dtype=np.int64).T
+    table = np.stack([states[which], starts[which] + before * (share * BLOCK)], axis=-1)
+    first = _address(table)
+    for turn in range(len(runs)):
+        compress(first + turn * table.strides[0], share)
+    return [
+        _Run(run.state, run.start + whole * BLOCK, run.blocks - whole)
+        for run in runs
+        if run.blocks > whole
+    ]
 
 
 def _address(values: Array) -> int:

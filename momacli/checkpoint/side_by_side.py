@@ -10,7 +10,7 @@ from itertools import zip_longest
 from momacli.checkpoint.reader import Checkpoint, TensorFile
 
 _TOGETHER = 8
-"""Files that are hashed at a time: as many as there are lanes."""
+"""Streams that both ways are compared by: as many as there are lanes."""
 
 _FEWEST = 6
 """Files from which on it pays: eight take half the time of hashlib, whose instructions for
@@ -46,11 +46,11 @@ def start_hashes(checkpoints: Sequence[Checkpoint], *, in_step: bool) -> None:
 
 
 def _to_join(files: Iterable[TensorFile | None]) -> list[TensorFile]:
-    """Those of files read at the same time that fill the lanes well."""
+    """Those of files read at the same time that fill the lanes well; more of them take turns."""
     groups = list[list[TensorFile]]()
     new = {file for file in files if file is not None and file.is_new()}
     for file in sorted(new, key=lambda file: (-file.size, str(file.path))):
-        if not groups or len(groups[-1]) == _TOGETHER or file.size < _ALIKE * groups[-1][0].size:
+        if not groups or file.size < _ALIKE * groups[-1][0].size:
             groups.append([])
         groups[-1].append(file)
     return [file for group in groups if len(group) >= _FEWEST for file in group]

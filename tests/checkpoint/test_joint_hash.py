@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from momacli.checkpoint import joint_hash
 from momacli.checkpoint.joint_hash import JointHash, update_together
-from momacli.compiled.sha256 import INITIAL, LANES, K
+from momacli.compiled.sha256 import INITIAL, LANES, K, compressor
 
 SIZES = st.one_of(
     st.sampled_from([0, 1, 55, 56, 63, 64, 65, 119, 120, 128, 129]), st.integers(0, 2000)
@@ -28,6 +29,8 @@ def _code_is_kept_elsewhere(
 @example([dict.fromkeys(range(LANES), 64)], 0)
 @example([{0: 55, 1: 56, 2: 63, 3: 64, 4: 65}, {0: 1, 1: 200, 3: 9}], 0)
 @example([{number: number} for number in range(LANES)] + [dict.fromkeys(range(LANES), 640)], 0)
+@example([dict.fromkeys(range(LANES + 1), 1600)] * 2, 0)
+@example([{number: 1000 + 64 * number for number in range(LANES + 3)}], 0)
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_streams_added_to_together_and_alone_have_the_digests_of_hashlib(
     steps: list[dict[int, int]], seed: int
@@ -88,3 +91,19 @@ def whole_root(number: int, degree: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if middle**degree <= number else (low, middle)
     return low
+
+
+def test_streams_more_than_lanes_leave_none_of_them_idle(monkeypatch):
+    taken = list[int]()
+    compress = compressor()
+
+    def noted(table: int, blocks: int) -> None:
+        taken.append(blocks)
+        compress(table, blocks)
+
+    monkeypatch.setattr(joint_hash, "compressor", lambda: noted)
+    streams = [JointHash() for _ in range(LANES + 2)]
+
+    update_together([(one, bytes(64 * 80)) for one in streams])
+
+    assert sum(taken) * LANES == 80 * len(streams)
