@@ -16,7 +16,7 @@ from momacli.checkpoint.spans import Span
 SMALLEST, LARGEST = 1 << 10, 1 << 18
 """Elements of one model in a piece, at least, and in a block, at most."""
 
-_PIECE = 1 << 16
+_PIECE = 1 << 17
 """Elements of one model that are read, and hashed beside others, while they are in the cache."""
 
 _FEW = 2
@@ -65,13 +65,15 @@ class Buffers:
 
 
 def readers(
-    plan: MergePlan, stack: ExitStack, *, ahead: bool
+    plan: MergePlan, stack: ExitStack, *, ahead: bool, known: bool
 ) -> Callable[[Span, Array], list[Future[bool]]]:
     """Give what starts to read a span into a buffer; the stack will end its threads.
 
     A checkpoint is always read by the same thread, so its bytes pass by in order; one thread
     reads all where they are hashed side by side. Those that are computed are read at once, in
     the caller's thread. Each tells if all it read is finite.
+
+    known: whether that need not be found out.
     """
     checkpoints = plan.checkpoints
     numbered = list(enumerate(checkpoints))
@@ -79,7 +81,7 @@ def readers(
 
         def read_now(span: Span, buffer: Array) -> list[Future[bool]]:
             done: Future[bool] = Future()
-            done.set_result(_read_rows(numbered, span, buffer))
+            done.set_result(_read_rows(numbered, span, buffer, known=known))
             return [done]
 
         return read_now
@@ -92,26 +94,30 @@ def readers(
 
     def read_ahead(span: Span, buffer: Array) -> list[Future[bool]]:
         return [
-            thread.submit(read, numbered[number::count], span, buffer)
+            thread.submit(read, numbered[number::count], span, buffer, known=known)
             for number, thread in enumerate(threads)
         ]
 
     return read_ahead
 
 
-def _read_rows(numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: Array) -> bool:
-    """Fill some rows of a buffer; returns whether all they hold is finite."""
+def _read_rows(
+    numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: Array, *, known: bool
+) -> bool:
+    """Fill some rows of a buffer; returns whether all they hold is finite, if that is known."""
     finite = True
     for row, checkpoint in numbered:
         there = length_there(checkpoint, span)
         if there:
             values = buffer[row][:there]
             checkpoint.read_to(values, span.spec.name, span.start)
-            finite = finite and is_finite(values)
+            finite = finite and (known or is_finite(values))
     return finite
 
 
-def _read_in_step(numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: Array) -> bool:
+def _read_in_step(
+    numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer: Array, *, known: bool
+) -> bool:
     """The same, a piece of each at a time, which are hashed side by side."""
     finite, passing = True, Passing()
     stored = [
@@ -123,7 +129,7 @@ def _read_in_step(numbered: Sequence[tuple[int, Checkpoint]], span: Span, buffer
             values = row[start : min(stop, there)]
             if len(values):
                 tensor.read_to(values, span.start + start, passing)
-                finite = finite and is_finite(values)
+                finite = finite and (known or is_finite(values))
         passing.hash()
     return finite
 

@@ -7,7 +7,7 @@ import ctypes
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -30,6 +30,8 @@ processor's first cache, and it is vectorised."""
 
 _OPTIONS = {"error_model": "numpy"}  # a division by zero is no branch
 
+_IN_ANY_ORDER = {"fastmath": {"reassoc", "contract"}}
+
 _FREEING = re.compile(r"^declare void @NRT_MemInfo_call_dtor\((\S+)\).*$", re.MULTILINE)
 """What frees an array: never called of those that belong to the caller."""
 
@@ -42,9 +44,15 @@ class KeptLoop:
     arguments it is compiled anew; where the code cannot stand alone, Numba runs it.
     """
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: Callable[..., Any], *, in_any_order: bool = False):
+        """Compile nothing yet.
+
+        in_any_order: whether what the function itself sums up may be summed in another order,
+            the same on processors of one kind, and products need not be rounded before that.
+        """
         functools.update_wrapper(self, function)
         self._function = function
+        self._options = {**_OPTIONS, **(_IN_ANY_ORDER if in_any_order else {})}
         self._codes: dict[tuple[object, ...], Callable[..., int | None]] = {}
 
     def __call__(self, *arguments: Any) -> int:
@@ -52,7 +60,9 @@ class KeptLoop:
         kinds = tuple([_kind(argument) for argument in arguments])
         code = self._codes.get(kinds)
         if code is None:
-            code = self._codes[kinds] = _compiled(self._function, [*map(_name, kinds)])
+            code = self._codes[kinds] = _compiled(
+                self._function, [*map(_name, kinds)], self._options
+            )
         return code(*arguments) or 0
 
 
@@ -79,16 +89,18 @@ def _name(kind: Any) -> str:
     return _NUMBERS[kind]
 
 
-def _compiled(function: Any, kinds: Sequence[str]) -> Callable[..., int | None]:
+def _compiled(
+    function: Any, kinds: Sequence[str], options: Mapping[str, Any]
+) -> Callable[..., int | None]:
     digest = hashlib.sha256(" ".join(kinds).encode()).hexdigest()
     name = f"{function.__name__}_{digest[:8]}"
     try:
         source = function.__code__.co_filename
-        address = linked(name, lambda: _in_llvms_language(name, function, kinds), source)
+        address = linked(name, lambda: _in_llvms_language(name, function, kinds, options), source)
     except Exception:  # whatever of Numba's own has changed, it can run what it compiles
         import numba
 
-        called: Callable[..., int | None] = numba.njit(nogil=True, **_OPTIONS)(
+        called: Callable[..., int | None] = numba.njit(nogil=True, **options)(
             _resolved(function, on_stack=False)
         )
         return called
@@ -131,12 +143,14 @@ _DONE = (0, -2)
 """What Numba calls a return, and one of nothing."""
 
 
-def _in_llvms_language(name: str, function: Any, kinds: Sequence[str]) -> str:
+def _in_llvms_language(
+    name: str, function: Any, kinds: Sequence[str], options: Mapping[str, Any]
+) -> str:
     import numba
 
     signature = tuple(_in_numba(kind) for kind in kinds)
     alone = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compiled = numba.njit(signature, **alone, **_OPTIONS)(_resolved(function, on_stack=True))
+    compiled = numba.njit(signature, **alone, **options)(_resolved(function, on_stack=True))
     made = compiled.overloads[signature]
     text: str = made.library.get_llvm_str().replace(made.fndesc.llvm_func_name, name)
     return _FREEING.sub(r"define internal void @NRT_MemInfo_call_dtor(\1 %0) { ret void }", text)

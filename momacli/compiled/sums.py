@@ -6,21 +6,20 @@ from momacli.checkpoint.arrays import Array
 from momacli.compiled.drawing import STEP, bits_of, state_of
 from momacli.compiled.kept_loop import BLOCK, KeptLoop, scratch
 
-_SUMS = 1 << 8
-"""Parts that a long sum is taken in, so that it is vectorised."""
-
 
 @KeptLoop
 def add_weighted_sum(
-    theta_0: Array, thetas: Array, weights: Array, lam: float, merged: Array
+    theta_0: Array, thetas: Array, weights: Array, more: float, lam: float, merged: Array
 ) -> int:
-    """theta_0 + lam sum_t w_t (theta_t - theta_0), in this order; both n long, thetas [T, n].
+    """theta_0 + lam (sum_t w_t (theta_t - theta_0) + more theta_0), in this order.
+
+    theta_0, merged: [n]. thetas: [T, n].
 
     Returns how many entries differ from theta_0, or -1 where one of them is not finite.
     """
     T, n = thetas.shape
     kind = theta_0.dtype.type
-    zero, factor, total = kind(0), kind(lam), scratch(BLOCK, kind)
+    zero, extra, factor, total = kind(0), kind(more), kind(lam), scratch(BLOCK, kind)
     changed, broken = 0, False
     for start in range(0, n, BLOCK):
         size = min(BLOCK, n - start)
@@ -32,6 +31,9 @@ def add_weighted_sum(
             row, weight = thetas[t, start : start + size], weights[t]
             for i in range(size):
                 total[i] += weight * (row[i] - base[i])
+        if extra != zero:
+            for i in range(size):
+                total[i] += extra * base[i]
         different = _added(base, total, factor, out)
         changed += different
         broken = broken or different < 0
@@ -125,30 +127,6 @@ def add_between(
                     out[i] += weight * tau[i] if between else zero
             for i in range(size):
                 out[i] *= factor
-
-
-@KeptLoop
-def products_of_two(first: Array, second: Array, base: Array, products: Array) -> None:
-    """Of a = first + base and b = second + base, [n] each: a . a, a . b and b . b, in float64."""
-    wide, n = np.float64, first.shape[0]
-    aa, ab, bb = scratch(_SUMS, wide), scratch(_SUMS, wide), scratch(_SUMS, wide)
-    for sums in (aa, ab, bb):
-        sums[:] = 0
-    for start in range(0, n, _SUMS):
-        size = min(_SUMS, n - start)
-        x, y, z = (
-            first[start : start + size], second[start : start + size], base[start : start + size],
-        )  # fmt: skip
-        for i in range(size):
-            a, b = wide(x[i]) + wide(z[i]), wide(y[i]) + wide(z[i])
-            aa[i] += a * a
-            ab[i] += a * b
-            bb[i] += b * b
-    products[:] = 0
-    for i in range(_SUMS):
-        products[0] += aa[i]
-        products[1] += ab[i]
-        products[2] += bb[i]
 
 
 def _added(base: Array, total: Array, factor: float, merged: Array) -> int:

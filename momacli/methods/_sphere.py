@@ -6,17 +6,18 @@ tensors are read twice, once for the inner products and once for the combination
 geometry between is done in float64 on numbers the size of T x T.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
 from momacli.errors import UsageError
+from momacli.methods._sums import OnePass, added_to_base
 from momacli.shapes import Float
 
 Center = Literal["base", "zero"]
 """Where the sphere is centred: "base" turns task vectors, "zero" turns the weights themselves."""
 
-_BLOCK = 1 << 14  # entries of each vector that are held in float64 at a time, in the cache
 _LARGE = 1 << 18  # entries of a tensor of models for which loading a compiled loop pays
 _PARALLEL = 1 - 1e-12  # cosines above belong to angles where slerp and lerp agree to float32
 _VANISHING = 1e-6  # length of a mean of unit vectors below which its direction is rounding
@@ -28,26 +29,38 @@ def inner_products(
     """Return v_t . v_u in float64, where v_t = tau_t, or theta_0 + tau_t where a base is given."""
     T = task_vectors.shape[0]
     flat = task_vectors.reshape(T, task_vectors[0].size)
-    if T == 2 and base is not None and flat.shape[1] >= _LARGE:
-        return _products_of_two(flat, base.reshape(-1))
-    total = np.zeros((T, T))
-    for start in range(0, flat.shape[1], _BLOCK):
-        v = flat[:, start : start + _BLOCK].astype(np.float64)
-        if base is not None:
-            v += base.reshape(-1)[start : start + _BLOCK]
-        total += v @ v.T
-    return total
+    origin = None if base is None else base.reshape(-1)
+    if flat.shape[1] >= _LARGE:
+        return compiled_products(flat, origin, 1)
+    v = flat.astype(np.float64)
+    if origin is not None:
+        v += origin
+    products: np.ndarray = v @ v.T
+    return products
 
 
-def _products_of_two(
-    vectors: Float[np.ndarray, "2 n"], base: Float[np.ndarray, " n"]
-) -> Float[np.ndarray, "2 2"]:
-    """The same of two vectors, in one pass."""
-    from momacli.compiled.sums import products_of_two
+def compiled_products(
+    vectors: Float[np.ndarray, "T n"],
+    origin: Float[np.ndarray, " n"] | None,
+    factor: Literal[-1, 1],
+) -> Float[np.ndarray, "T T"]:
+    """Return v_t . v_u in float64, where v_t = vectors[t] + factor * origin, in one pass.
 
-    found = np.empty(3)
-    products_of_two(*map(np.ascontiguousarray, (*vectors, base)), found)
-    return found[[0, 1, 1, 2]].reshape(2, 2)
+    factor: -1 takes differences in the type of the vectors, as task vectors are.
+    """
+    from momacli.compiled.products import WIDTH, multiply_all
+
+    T = len(vectors)
+    even = T + T % 2
+    held, found = np.zeros((even, WIDTH)), np.empty((even, even))
+    rows = np.ascontiguousarray(vectors)
+    if origin is None:
+        multiply_all(rows, rows[0], 0, held, found)
+    else:
+        multiply_all(rows, np.ascontiguousarray(origin), int(factor), held, found)
+    lower = np.tril(found[:T, :T])
+    products: np.ndarray = lower + np.tril(lower, -1).T
+    return products
 
 
 def unit_products(
@@ -123,36 +136,37 @@ def combine(
     coefficients: one per expert, or an array for each that broadcasts to a task vector.
     """
     c = coefficients.astype(task_vectors.dtype)
-    excess = coefficients.sum(axis=0) - 1
-    excess = np.where(np.abs(excess) < 1e-12, 0.0, excess)  # coefficients that sum to one
-    if base is None or not excess.any():
-        excess = None
-    if c.ndim == 1:
-        return _combined(c, task_vectors, excess, base, lam)
     merged: np.ndarray = np.zeros(task_vectors.shape[1:], dtype=task_vectors.dtype)
     for c_t, tau in zip(c, task_vectors, strict=True):
         merged += c_t * tau
-    if base is not None and excess is not None:
+    excess = _excess(coefficients)
+    if base is not None and excess.any():
         merged += excess.astype(base.dtype) * base
     merged *= lam
     return merged
 
 
-def _combined(
-    c: Float[np.ndarray, " T"],
-    task_vectors: Float[np.ndarray, "T *shape"],
-    excess: Float[np.ndarray, ""] | None,
-    base: Float[np.ndarray, "*shape"] | None,
-    lam: float,
-) -> Float[np.ndarray, "*shape"]:
-    """Return lam times sum_t c_t tau_t + excess * theta_0, a block in the cache at a time."""
-    merged: np.ndarray = np.empty(task_vectors.shape[1:], dtype=task_vectors.dtype)
-    flat, taus = merged.reshape(-1), task_vectors.reshape(len(c), merged.size)
-    for start in range(0, merged.size, _BLOCK):
-        block = flat[start : start + _BLOCK]
-        np.dot(c, taus[:, start : start + _BLOCK], out=block)
-        if base is not None and excess is not None:
-            block += excess.astype(base.dtype) * base.reshape(-1)[start : start + _BLOCK]
-        if lam != 1:
-            block *= lam
-    return merged
+def combined_in_one_pass(
+    theta_0: Float[np.ndarray, " n"],
+    thetas: Float[np.ndarray, "T n"],
+    coefficients: Callable[[Float[np.ndarray, "T T"]], Float[np.ndarray, " T"]],
+    *,
+    center: Center,
+    lam: float = 1.0,
+) -> OnePass:
+    """Return theta_0 + what `combine` makes of the experts' task vectors.
+
+    coefficients: of the inner products of the vectors that start at the center.
+    """
+    if center == "base":
+        c = coefficients(compiled_products(thetas, theta_0, -1))
+        return added_to_base(theta_0, thetas, c, lam)
+    c = coefficients(compiled_products(thetas, None, 1))
+    return added_to_base(theta_0, thetas, c, lam, more=float(_excess(c)))
+
+
+def _excess(coefficients: Float[np.ndarray, "T ..."]) -> Float[np.ndarray, "..."]:
+    """Return how much the coefficients sum to beyond one; 0 where that is rounding."""
+    excess = coefficients.sum(axis=0) - 1
+    small: np.ndarray = np.where(np.abs(excess) < 1e-12, 0.0, excess)
+    return small

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from momacli.checkpoint.arrays import Array, as_tensor
 from momacli.checkpoint.blocks import (
     Block,
-    block_size,
     bytes_of,
     bytes_to_read,
     piece_size,
     read_blocks,
+    stretch_size,
 )
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.spans import evenly_spread, spans
@@ -37,7 +37,7 @@ class StacksOfPlan:
         stage, read = f"measuring, pass {self._passes}", 0.0
         sizes = bytes_to_read(self._plan)
         total = sum(sizes[spec.name] for spec in self._specs)
-        wanted = spans(self._specs, block_size(self._plan))
+        wanted = spans(self._specs, stretch_size(self._plan))
         known, piece = self._passes > 1, piece_size(self._plan)
         for span, block in read_blocks(self._plan, wanted, piece=piece, known=known):
             yield self._given(block)

@@ -25,6 +25,7 @@ from momacli.checkpoint.blocks import (
     check_finite,
     piece_size,
     read_blocks,
+    stretch_size,
 )
 from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import MergePlan
@@ -265,12 +266,12 @@ class StreamedMerge:
         )
 
     def _spans(self, specs: Sequence[TensorSpec], statistics: Mapping[str, Any]) -> list[Span]:
-        """Whole tensors, or blocks where each entry of the result depends on itself alone."""
-        found = []
+        """Whole tensors, or stretches where each entry of the result depends on itself alone."""
+        found, stretch = [], stretch_size(self.plan)
         for spec in specs:
             alone = self.method.first_pass is not None and statistics.get(spec.name) is None
             whole = alone or not self.method.elementwise
-            found += spans([spec], None if whole else block_size(self.plan))
+            found += spans([spec], None if whole else stretch)
         return found
 
     def _arguments(self, key: str, statistic: Any) -> dict[str, Any]:
@@ -299,7 +300,8 @@ class StreamedMerge:
         spec = span.spec
         if block.thetas is not None and self._is_in_one_pass and span.length > 1:
             assert self.method.one_pass is not None
-            values, changed = self.method.one_pass(block.theta_0, block.thetas, **given)
+            with np.errstate(all="ignore"):
+                values, changed = self.method.one_pass(block.theta_0, block.thetas, **given)
             if changed is not None:
                 return Part(spec.name, *written(span, block.theta_0, values, changed))
         if self._is_in_one_pass and block.aside is None:  # nobody has looked

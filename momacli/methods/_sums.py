@@ -27,8 +27,12 @@ def added_to_base(
     thetas: Float[np.ndarray, "T n"],
     weights: Float[np.ndarray, " T"] | None,
     lam: float,
+    *,
+    more: float = 0.0,
 ) -> OnePass:
     """Return theta_0 + lam * sum_t w_t (theta_t - theta_0), as `weighted_sum` has it bit for bit.
+
+    more: how much of theta_0 to add to the sum.
 
     n must not be 1: NumPy adds up the experts of a single entry in another order.
     """
@@ -37,7 +41,7 @@ def added_to_base(
     kind = theta_0.dtype
     factors = np.ones(len(thetas), kind) if weights is None else weights.astype(kind)
     merged = np.empty_like(theta_0)
-    changed = add_weighted_sum(theta_0, thetas, factors, float(lam), merged)
+    changed = add_weighted_sum(theta_0, thetas, factors, float(more), float(lam), merged)
     return merged, None if changed < 0 else changed
 
 

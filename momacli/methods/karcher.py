@@ -9,6 +9,8 @@ length. Where the u_t cancel there is no single minimum, and the result is the w
 (mergekit starts from whichever expert comes first).
 """
 
+from functools import partial
+
 import numpy as np
 
 from momacli.errors import UsageError
@@ -16,11 +18,13 @@ from momacli.methods._arrays import on_arrays
 from momacli.methods._sphere import (
     Center,
     combine,
+    combined_in_one_pass,
     inner_products,
     mean_direction,
     shares,
     unit_products,
 )
+from momacli.methods._sums import OnePass
 from momacli.shapes import Float
 
 ELEMENTWISE = False
@@ -51,18 +55,45 @@ def karcher(
 
     Raises UsageError for negative weights.
     """
+    origin = base if center == "zero" else None
+    c = _coefficients(inner_products(task_vectors, origin), weights, max_steps=max_steps, tol=tol)
+    return combine(c, task_vectors, origin, lam=lam)
+
+
+def one_pass(
+    theta_0: Float[np.ndarray, " n"],
+    thetas: Float[np.ndarray, "T n"],
+    *,
+    weights: Float[np.ndarray, " T"] | None = None,
+    center: Center = "zero",
+    max_steps: int = 100,
+    tol: float = 1e-9,
+    lam: float = 1.0,
+) -> OnePass:
+    """Return theta_0 + what `karcher` makes of the experts' task vectors."""
+    coefficients = partial(_coefficients, weights=weights, max_steps=max_steps, tol=tol)
+    return combined_in_one_pass(theta_0, thetas, coefficients, center=center, lam=lam)
+
+
+def _coefficients(
+    products: Float[np.ndarray, "T T"],
+    weights: Float[np.ndarray, " T"] | None,
+    *,
+    max_steps: int,
+    tol: float,
+) -> Float[np.ndarray, " T"]:
+    """Return how much of each vector there is in the result, from their inner products."""
     if weights is not None and bool((weights < 0).any()):
         raise UsageError("karcher needs weights that are not negative")
-    origin = base if center == "zero" else None
-    products = inner_products(task_vectors, origin)
     cosines, inverse_norms = unit_products(products)
     w = shares(weights, len(products))
     m = mean_direction(cosines, w)
     if m is None:
-        return combine(w, task_vectors, origin, lam=lam)
+        return w
     m = _descend(m, cosines, w * (inverse_norms > 0), max_steps=max_steps, tol=tol)
     length = (w * np.sqrt(products.diagonal())).sum()
-    return combine(length * m * inverse_norms, task_vectors, origin, lam=lam)
+    found: np.ndarray = length * m * inverse_norms
+    return found
 
 
 def _descend(

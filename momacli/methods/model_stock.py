@@ -16,6 +16,8 @@ import numpy as np
 
 from momacli.methods._arrays import on_arrays
 from momacli.methods._rows import as_rows
+from momacli.methods._sphere import compiled_products
+from momacli.methods._sums import OnePass, added_to_base
 from momacli.shapes import Float
 
 ELEMENTWISE = False
@@ -43,8 +45,7 @@ def model_stock(
     wide = max(1, _CHUNK // max(1, width))
     for first in range(0, count, wide):
         part = rows[:, first : first + wide]
-        cos = np.maximum(_mean_cosine(part), 0)
-        factor = (cos / (1 + (T - 1) * cos)).astype(merged.dtype)  # t / T
+        factor = _factor(_products(part)).astype(merged.dtype)
         for start in range(0, width, _CHUNK):
             total = part[:, :, start : start + _CHUNK].sum(axis=0)
             stop = start + total.shape[1]
@@ -52,16 +53,36 @@ def model_stock(
     return merged.reshape(shape)
 
 
-def _mean_cosine(rows: Float[np.ndarray, "T rows n"]) -> Float[np.ndarray, " rows"]:
-    """Mean cosine over all pairs of experts, in float64; a zero vector has cosine 0 with all."""
+def one_pass(
+    theta_0: Float[np.ndarray, " n"],
+    thetas: Float[np.ndarray, "T n"],
+    *,
+    per: Literal["tensor", "row"] = "tensor",
+) -> OnePass:
+    """Return theta_0 + what `model_stock` makes of the experts' task vectors, per "tensor"."""
+    if per != "tensor":
+        return theta_0, None
+    products = compiled_products(thetas, theta_0, -1)
+    return added_to_base(theta_0, thetas, None, float(_factor(products[None])[0]))
+
+
+def _products(rows: Float[np.ndarray, "T rows n"]) -> Float[np.ndarray, "rows T T"]:
+    """Inner products of the experts' task vectors, row by row, in float64."""
     T, count, width = rows.shape
-    gram = np.zeros((count, T, T))
+    products = np.zeros((count, T, T))
     for start in range(0, width, _CHUNK):
         x = rows[:, :, start : start + _CHUNK].astype(np.float64).transpose(1, 0, 2)
-        gram += x @ x.transpose(0, 2, 1)
-    norms = np.sqrt(gram.diagonal(axis1=1, axis2=2))
+        products += x @ x.transpose(0, 2, 1)
+    return products
+
+
+def _factor(products: Float[np.ndarray, "rows T T"]) -> Float[np.ndarray, " rows"]:
+    """Return t / T, from the mean cosine over all pairs; a zero vector has cosine 0 with all."""
+    T = products.shape[1]
+    norms = np.sqrt(products.diagonal(axis1=1, axis2=2))
     scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
-    cosines = gram * scale[:, :, None] * scale[:, None, :]
+    cosines = products * scale[:, :, None] * scale[:, None, :]
     others = cosines.sum(axis=(1, 2)) - cosines.trace(axis1=1, axis2=2)
-    mean: np.ndarray = others / (T * (T - 1))
-    return mean
+    cos = np.maximum(others / (T * (T - 1)), 0)
+    factor: np.ndarray = cos / (1 + (T - 1) * cos)
+    return factor

@@ -10,17 +10,21 @@ mergekit stops with an error (or, for two, interpolates linearly); here the resu
 weighted mean.
 """
 
+from functools import partial
+
 import numpy as np
 
 from momacli.methods._arrays import on_arrays
 from momacli.methods._sphere import (
     Center,
     combine,
+    combined_in_one_pass,
     inner_products,
     mean_direction,
     shares,
     unit_products,
 )
+from momacli.methods._sums import OnePass
 from momacli.shapes import Float
 
 ELEMENTWISE = False
@@ -45,11 +49,32 @@ def multislerp(
     lam: factor on the result; 1 is mergekit's.
     """
     origin = base if center == "zero" else None
-    products = inner_products(task_vectors, origin)
+    c = _coefficients(inner_products(task_vectors, origin), weights)
+    return combine(c, task_vectors, origin, lam=lam)
+
+
+def one_pass(
+    theta_0: Float[np.ndarray, " n"],
+    thetas: Float[np.ndarray, "T n"],
+    *,
+    weights: Float[np.ndarray, " T"] | None = None,
+    center: Center = "base",
+    lam: float = 1.0,
+) -> OnePass:
+    """Return theta_0 + what `multislerp` makes of the experts' task vectors."""
+    coefficients = partial(_coefficients, weights=weights)
+    return combined_in_one_pass(theta_0, thetas, coefficients, center=center, lam=lam)
+
+
+def _coefficients(
+    products: Float[np.ndarray, "T T"], weights: Float[np.ndarray, " T"] | None
+) -> Float[np.ndarray, " T"]:
+    """Return how much of each vector there is in the result, from their inner products."""
     cosines, inverse_norms = unit_products(products)
     w = shares(weights, len(products))
     m = mean_direction(cosines, w)
     if m is None:
-        return combine(w, task_vectors, origin, lam=lam)
+        return w
     length = (w * np.sqrt(products.diagonal())).sum()
-    return combine(length * m * inverse_norms, task_vectors, origin, lam=lam)
+    found: np.ndarray = length * m * inverse_norms
+    return found

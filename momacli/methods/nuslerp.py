@@ -16,10 +16,12 @@ from momacli.methods._arrays import on_arrays
 from momacli.methods._sphere import (
     Center,
     combine,
+    combined_in_one_pass,
     cosine_of,
     inner_products,
     slerp_coefficients,
 )
+from momacli.methods._sums import OnePass
 from momacli.shapes import Float
 
 ELEMENTWISE = False
@@ -50,21 +52,47 @@ def nuslerp(
 
     Raises UsageError for more than two experts. A single one is returned as it is.
     """
-    T = task_vectors.shape[0]
+    _refuse_more(len(task_vectors))
+    if len(task_vectors) == 1:
+        return combine(np.ones(1), task_vectors, lam=lam)
+    origin = base if center == "zero" else None
+    cosine = _cosine(task_vectors, origin, per)
+    c = slerp_coefficients(cosine, t=_share_of_last(weights), threshold=1.0)
+    return combine(c, task_vectors, origin, lam=lam)
+
+
+def one_pass(
+    theta_0: Float[np.ndarray, " n"],
+    thetas: Float[np.ndarray, "T n"],
+    *,
+    weights: Float[np.ndarray, " T"] | None = None,
+    center: Center = "base",
+    per: Literal["tensor", "row", "column"] = "tensor",
+    lam: float = 1.0,
+) -> OnePass:
+    """Return theta_0 + what `nuslerp` makes of the task vectors of two experts, per "tensor"."""
+    _refuse_more(len(thetas))
+    if per != "tensor":
+        return theta_0, None
+
+    def coefficients(products: Float[np.ndarray, "2 2"]) -> Float[np.ndarray, " 2"]:
+        return slerp_coefficients(cosine_of(products), t=_share_of_last(weights), threshold=1.0)
+
+    return combined_in_one_pass(theta_0, thetas, coefficients, center=center, lam=lam)
+
+
+def _share_of_last(weights: Float[np.ndarray, " 2"] | None) -> float:
+    if weights is None or abs(float(weights.sum())) < 1e-6:
+        return 0.5
+    return float(weights[1] / weights.sum())
+
+
+def _refuse_more(T: int) -> None:
     if T > MAX_EXPERTS:
         raise UsageError(
             f"nuslerp interpolates between at most two experts, found {T}",
             hint="multislerp and karcher take any number",
         )
-    if T == 1:
-        return combine(np.ones(1), task_vectors, lam=lam)
-    t = 0.5
-    if weights is not None and abs(float(weights.sum())) >= 1e-6:
-        t = float(weights[1] / weights.sum())
-    origin = base if center == "zero" else None
-    cosine = _cosine(task_vectors, origin, per)
-    c = slerp_coefficients(cosine, t=t, threshold=1.0)
-    return combine(c, task_vectors, origin, lam=lam)
 
 
 def _cosine(

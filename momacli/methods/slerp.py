@@ -9,11 +9,20 @@ vectors closer than `dot_threshold` are interpolated linearly. A zero vector has
 anything: it too is interpolated linearly, where mergekit takes the angle to be 90 degrees.
 """
 
+from functools import partial
+
 import numpy as np
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
-from momacli.methods._sphere import combine, cosine_of, inner_products, slerp_coefficients
+from momacli.methods._sphere import (
+    combine,
+    combined_in_one_pass,
+    cosine_of,
+    inner_products,
+    slerp_coefficients,
+)
+from momacli.methods._sums import OnePass
 from momacli.shapes import Float
 
 ELEMENTWISE = False
@@ -39,15 +48,36 @@ def slerp(
 
     Raises UsageError for more than two experts.
     """
-    T = task_vectors.shape[0]
+    _refuse_more(len(task_vectors))
+    if len(task_vectors) == 1:  # the base is an expert that has not moved
+        task_vectors = np.concatenate([np.zeros_like(task_vectors), task_vectors])
+    c = _coefficients(inner_products(task_vectors, base), t, dot_threshold)
+    return combine(c, task_vectors, base)
+
+
+def one_pass(
+    theta_0: Float[np.ndarray, " n"],
+    thetas: Float[np.ndarray, "T n"],
+    *,
+    t: float = 0.5,
+    dot_threshold: float = 0.9995,
+) -> OnePass:
+    """Return theta_0 + what `slerp` makes of the task vectors of two experts."""
+    _refuse_more(len(thetas))
+    coefficients = partial(_coefficients, t=t, dot_threshold=dot_threshold)
+    return combined_in_one_pass(theta_0, thetas, coefficients, center="zero")
+
+
+def _coefficients(
+    products: Float[np.ndarray, "2 2"], t: float, dot_threshold: float
+) -> Float[np.ndarray, " 2"]:
+    """Return how much of each vector there is in the result, from their inner products."""
+    return slerp_coefficients(cosine_of(products), t=t, threshold=dot_threshold)
+
+
+def _refuse_more(T: int) -> None:
     if T > MAX_EXPERTS:
         raise UsageError(
             f"slerp interpolates between at most two experts, found {T}",
             hint="multislerp and karcher take any number",
         )
-    if T == 1:  # the base is an expert that has not moved
-        task_vectors = np.concatenate([np.zeros_like(task_vectors), task_vectors])
-    products = inner_products(task_vectors, base)
-    cosine = cosine_of(products)
-    c = slerp_coefficients(cosine, t=t, threshold=dot_threshold)
-    return combine(c, task_vectors, base)

@@ -3,24 +3,35 @@
 import numpy as np
 import pytest
 
-from momacli.methods._sphere import combine, inner_products
+from momacli.methods._sphere import combine, compiled_products, inner_products
 
 
-@pytest.mark.parametrize(
-    ("limit", "value", "shape"),
-    [("_BLOCK", 7, (3, 4, 5)), ("_LARGE", 0, (2, 30, 50))],
-    ids=["several blocks", "two in one pass"],
-)
-def test_inner_products_are_those_of_the_whole(limit, value, shape, monkeypatch):
-    monkeypatch.setattr(f"momacli.methods._sphere.{limit}", value)
+@pytest.mark.parametrize("T", [1, 2, 3, 8])
+@pytest.mark.parametrize("factor", [None, -1, 1])
+@pytest.mark.parametrize("n", [5, 256, 1500])
+def test_compiled_inner_products_are_those_of_float64(T, factor, n):
     generator = np.random.default_rng(0)
-    taus = generator.standard_normal(shape, dtype=np.float32)
-    base = generator.standard_normal(shape[1:], dtype=np.float32)
+    vectors = generator.standard_normal((T, n), dtype=np.float32)
+    origin = generator.standard_normal(n, dtype=np.float32)
+
+    products = compiled_products(vectors, None if factor is None else origin, factor or 1)
+
+    v = vectors.astype(np.float64)
+    v = {None: v, -1: (vectors - origin).astype(np.float64), 1: v + origin}[factor]
+    np.testing.assert_allclose(products, v @ v.T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("large", [0, 1 << 18])
+def test_inner_products_are_those_of_the_vectors_from_the_center(large, monkeypatch):
+    monkeypatch.setattr("momacli.methods._sphere._LARGE", large)
+    generator = np.random.default_rng(0)
+    taus = generator.standard_normal((3, 30, 50), dtype=np.float32)
+    base = generator.standard_normal((30, 50), dtype=np.float32)
 
     products = inner_products(taus, base)
 
-    v = (taus.astype(np.float64) + base).reshape(shape[0], -1)
-    np.testing.assert_allclose(products, v @ v.T, rtol=1e-12)
+    v = (taus.astype(np.float64) + base).reshape(3, -1)
+    np.testing.assert_allclose(products, v @ v.T, rtol=1e-12, atol=1e-12)
 
 
 def test_combining_small_steps_from_a_large_base_keeps_their_digits():
