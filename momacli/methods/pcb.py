@@ -108,8 +108,19 @@ def _scores(
         agreement = torch.tanh(task_vectors * task_vectors.sum(dim=0))
     else:
         signed = task_vectors.sign() * n
-        agreement = torch.stack([torch.tanh(one * signed).sum(dim=0) for one in signed])
-    return (torch.exp(T * (n.square() - 1)) * agreement).clamp(min=0)
+        agreement = _agreement(signed)
+    return n.square_().sub_(1).mul_(T).exp_().mul_(agreement).clamp_(min=0)
+
+
+def _agreement(signed: Float[Tensor, "T *shape"]) -> Float[Tensor, "T *shape"]:
+    """Return sum_j tanh(n_i n_j) of every expert i; each pair is computed once."""
+    found = torch.tanh(signed.square())
+    for i, one in enumerate(signed):
+        for j in range(i):
+            both = torch.tanh(one * signed[j])
+            found[i] += both
+            found[j] += both
+    return found
 
 
 def _in_range(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
