@@ -37,11 +37,17 @@ def write(dtype: torch.dtype, change: Callable[[str, Tensor], None] | None = Non
     return [f"{name}.safetensors" for name in NAMES]
 
 
-METHODS: dict[str, dict[str, Any]] = {
+OF_ENTRIES: dict[str, dict[str, Any]] = {
     "average": {},
     "task-arithmetic": {"weights": list(range(8))},
     "dare": {"options": {"then": "ties", "drop_rate": 0.5}},
 }
+OF_ANGLES: dict[str, dict[str, Any]] = {
+    "model-stock": {},
+    "multislerp": {"weights": list(range(1, 9))},
+    "karcher": {"options": {"center": "base"}},
+}
+METHODS = OF_ENTRIES | OF_ANGLES
 
 
 def merged(
@@ -68,7 +74,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ENTRIES)
 def test_a_compiled_pass_writes_the_bytes_of_numpys(method, dtype, passes, monkeypatch):
     inputs = write(dtype)
 
@@ -76,6 +82,27 @@ def test_a_compiled_pass_writes_the_bytes_of_numpys(method, dtype, passes, monke
 
     assert passes == [2000]  # the first tensor is looked at closely, a single number by NumPy
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "compiled"),
+    [
+        *((method, {}, [2000]) for method in OF_ANGLES),
+        ("model-stock", {"options": {"per": "row"}}, []),
+    ],
+)
+def test_merges_by_angles_in_compiled_passes_are_those_of_numpy(
+    method, more, compiled, passes, monkeypatch
+):
+    inputs, found = write(torch.float32), list[dict[str, Tensor]]()
+    for on in (True, False):
+        merged(inputs, method, monkeypatch, compiled=on, **more)
+        found.append(load_file("out.safetensors"))
+
+    assert passes == compiled
+    assert found[0].keys() == found[1].keys()
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -100,7 +127,8 @@ def test_a_broken_single_number_is_named_too(compiled, monkeypatch):
         merged(inputs, "dare", monkeypatch, compiled=compiled)
 
 
-def test_entries_that_are_not_finite_can_come_from_the_base_in_either_way(monkeypatch):
+@pytest.mark.parametrize("method", ["dare", "model-stock"])
+def test_entries_that_are_not_finite_can_come_from_the_base_in_either_way(method, monkeypatch):
     def damage(name: str, weight: Tensor) -> None:
         if name == "t3":
             weight[30, 7:9] = torch.nan
@@ -108,7 +136,7 @@ def test_entries_that_are_not_finite_can_come_from_the_base_in_either_way(monkey
     inputs = write(torch.float32, damage)
 
     outputs = [
-        merged(inputs, "dare", monkeypatch, compiled=on, allow_nonfinite=True)
+        merged(inputs, method, monkeypatch, compiled=on, allow_nonfinite=True)
         for on in (True, False)
     ]
 

@@ -17,9 +17,8 @@ def multiply_all(vectors: Array, origin: Array, factor: int, held: Array, produc
 
     vectors: [T, n]. origin: [n]. factor: -1 takes the difference in the type of the vectors,
         as a task vector is; 1 takes the sum in float64.
-    held: [T', WIDTH] of float64, for what is worked on; rows from T on must be zero.
-    products: [T', T'], where T' is even and no less than T; what is below the diagonal, and on
-        it, is right.
+    held: [T', WIDTH] of float64, for what is worked on; T' is even and no less than T.
+    products: [T', T'], of which what is below the diagonal of the first T, and on it, is right.
     """
     T, n = vectors.shape
     wide = np.float64
