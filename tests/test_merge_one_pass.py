@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from momacli.checkpoint import blocks
 from momacli.checkpoint.spans import Span
 from momacli.errors import ConflictError
 from momacli.merge import merge
-from momacli.methods import _streaming
+from momacli.methods import _by_size, _streaming
 
 NAMES = ["base", *(f"t{number}" for number in range(8))]
 
@@ -55,7 +56,7 @@ def merged(
 ) -> bytes:
     """The bytes of the output, and of how many values it says that they changed."""
     monkeypatch.setattr(_streaming, "_WORTH_COMPILING", 0 if compiled else 1 << 60)
-    given = {**METHODS[method], **more}
+    given = {**METHODS.get(method, {}), **more}
     report = merge(inputs, method=method, output="out.safetensors", force=True, **given)
     return Path("out.safetensors").read_bytes() + str(report.changed_share).encode()
 
@@ -80,14 +81,14 @@ def test_a_compiled_pass_writes_the_bytes_of_numpys(method, dtype, passes, monke
 
     outputs = [merged(inputs, method, monkeypatch, compiled=on) for on in (True, False)]
 
-    assert passes == [2000]  # the first tensor is looked at closely, a single number by NumPy
+    assert passes == [200, 2000]  # a single number is left to NumPy
     assert outputs[0] == outputs[1]
 
 
 @pytest.mark.parametrize(
     ("method", "more", "compiled"),
     [
-        *((method, {}, [2000]) for method in OF_ANGLES),
+        *((method, {}, [200, 2000]) for method in OF_ANGLES),
         ("model-stock", {"options": {"per": "row"}}, []),
     ],
 )
@@ -105,8 +106,64 @@ def test_merges_by_angles_in_compiled_passes_are_those_of_numpy(
         torch.testing.assert_close(value, found[1][key], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("method", "inputs"),
+    [(method, 8) for method in OF_ANGLES] + [("slerp", 2), ("nuslerp", 2)],
+)
+def test_large_tensors_are_read_twice_in_pieces_to_the_same_values(
+    method, inputs, dtype, passes, monkeypatch
+):
+    models = write(dtype)[: 1 + inputs]
+    small, large = 600 * len(models), 1 << 60
+    found = list[dict[str, Tensor]]()
+    for limit in (small, large):
+        monkeypatch.setattr(_by_size, "LARGEST", limit)
+        monkeypatch.setattr(blocks, "_CACHED", len(models) << 10)
+        merged(models, method, monkeypatch, compiled=True)
+        found.append(load_file("out.safetensors"))
+
+    assert passes == [200, 1024, 976, 200, 2000]
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("model-stock", {"options": {"per": "row"}}),
+        ("nuslerp", {"options": {"per": "column"}}),
+        ("multislerp", {"allow_nonfinite": True}),
+    ],
+)
+def test_what_is_decided_otherwise_is_held_whole(method, more, passes, monkeypatch):
+    models = write(torch.float32)[: 3 if method == "nuslerp" else 9]
+    monkeypatch.setattr(_by_size, "LARGEST", 0)
+    monkeypatch.setattr(blocks, "_CACHED", len(models) << 10)
+
+    merged(models, method, monkeypatch, compiled=True, **more)
+
+    assert passes == ([200, 2000] if method == "multislerp" else [])
+
+
+@pytest.mark.parametrize(("dtype", "lam"), [("float16", 1e7), ("float32", 3e38)])
+def test_a_large_result_that_its_type_cannot_hold_is_an_error(dtype, lam, monkeypatch):
+    def far(name: str, weight: Tensor) -> None:
+        if name != "base":
+            weight *= 30
+
+    monkeypatch.setattr(_by_size, "LARGEST", 600 * len(NAMES))
+    inputs, more = write(torch.float32, far), {"options": {"lam": lam}, "dtype": dtype}
+
+    with pytest.raises(ConflictError, match="of the result has values beyond F"):
+        merged(inputs, "multislerp", monkeypatch, compiled=True, **more)
+
+
+@pytest.mark.parametrize("largest", [0, 1 << 60])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_broken_expert_is_named_by_a_compiled_pass_too(method, monkeypatch):
+def test_a_broken_expert_is_named_by_a_compiled_pass_too(method, largest, monkeypatch):
+    monkeypatch.setattr(_by_size, "LARGEST", largest)
+
     def damage(name: str, weight: Tensor) -> None:
         if name == "t3":
             weight[-1, 7:] = torch.nan

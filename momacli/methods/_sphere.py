@@ -146,6 +146,18 @@ def combine(
     return merged
 
 
+def products_around(
+    center: Center, theta_0: Float[np.ndarray, " n"], thetas: Float[np.ndarray, "T n"]
+) -> Float[np.ndarray, "T T"]:
+    """Return the inner products, in float64, of the vectors from the center to the experts.
+
+    Those of a tensor are the sum of those of its pieces.
+    """
+    if center == "base":
+        return compiled_products(thetas, theta_0, -1)
+    return compiled_products(thetas, None, 1)
+
+
 def combined_in_one_pass(
     theta_0: Float[np.ndarray, " n"],
     thetas: Float[np.ndarray, "T n"],
@@ -153,16 +165,16 @@ def combined_in_one_pass(
     *,
     center: Center,
     lam: float = 1.0,
+    products: Float[np.ndarray, "T T"] | None = None,
 ) -> OnePass:
     """Return theta_0 + what `combine` makes of the experts' task vectors.
 
     coefficients: of the inner products of the vectors that start at the center.
+    products: these, of the whole tensor, where a piece of it is given.
     """
-    if center == "base":
-        c = coefficients(compiled_products(thetas, theta_0, -1))
-        return added_to_base(theta_0, thetas, c, lam)
-    c = coefficients(compiled_products(thetas, None, 1))
-    return added_to_base(theta_0, thetas, c, lam, more=float(_excess(c)))
+    c = coefficients(products_around(center, theta_0, thetas) if products is None else products)
+    more = float(_excess(c)) if center == "zero" else 0.0
+    return added_to_base(theta_0, thetas, c, lam, more=more)
 
 
 def _excess(coefficients: Float[np.ndarray, "T ..."]) -> Float[np.ndarray, "..."]:

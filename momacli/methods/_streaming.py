@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from momacli.checkpoint.ahead import is_read_in_step
-from momacli.checkpoint.arrays import (
-    Array,
-    as_array,
-    as_tensor,
-)
+from momacli.checkpoint.arrays import Array, as_array, as_tensor
 from momacli.checkpoint.blocks import (
     Block,
     block_size,
@@ -24,7 +20,7 @@ from momacli.checkpoint.blocks import (
     bytes_to_read,
     check_finite,
     piece_size,
-    read_blocks,
+    rounded,
     stretch_size,
 )
 from momacli.checkpoint.nonfinite import Tolerated
@@ -34,6 +30,7 @@ from momacli.checkpoint.spans import Span, pieces, spans
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import ConflictError
 from momacli.methods._added import added, written
+from momacli.methods._by_size import BySize
 from momacli.methods._catalog import Method
 from momacli.methods._settings import TensorSettings
 from momacli.methods._stacks import StacksOfPlan
@@ -102,10 +99,12 @@ class StreamedMerge:
     @property
     def expected_memory(self) -> int:
         """Bytes: of the process, and of what is held of the tensors at a time."""
-        whole = max((spec.elements for spec in self.plan.merged), default=0)
+        piece = piece_size(self.plan)
+        held = [piece if self._by_size.is_large(one) else one.elements for one in self.plan.merged]
+        whole = max(held, default=0)
         alone = self.method.first_pass is not None and self.scope == "tensor"
         if self.method.elementwise and not alone:
-            whole = min(whole, piece_size(self.plan))
+            whole = min(whole, piece)
         blocks = 4 * (1 + len(self.plan.experts)) * whole
         if self.method.takes_arrays:
             return _ARRAYS_PROCESS + _ARRAYS_COPIES * blocks
@@ -236,7 +235,6 @@ class StreamedMerge:
         suspicion: Suspicion | None = None,
     ) -> Iterator[tuple[Span, Part]]:
         name, given = None, dict[str, Any]()
-        piece = piece_size(self.plan) if self._is_in_pieces(statistics) else None
         with (
             one_thread()
             if self.method.elementwise and not self.method.takes_arrays
@@ -247,14 +245,21 @@ class StreamedMerge:
                 or self._is_in_one_pass
                 or any(statistic is not None for statistic in statistics.values())
             )
-            for span, block in read_blocks(self.plan, wanted, piece=piece, known=known):
+            cut = piece_size(self.plan) if self._is_in_pieces(statistics) else None
+            for span, block, more in self._by_size.read(wanted, piece=cut, known=known):
                 if span.spec.name != name:
                     name = span.spec.name
-                    given = self._arguments(name, statistics.get(name))
+                    given = {**self._arguments(name, statistics.get(name)), **more}
                 if suspicion is not None:
                     opens = 0 if span.start else span.spec.elements
                     suspicion.see(block, opens=opens)
                 yield span, self._part(span, block, given)
+
+    @cached_property
+    def _by_size(self) -> BySize:
+        """Reads large tensors in pieces, though they are not merged entry by entry."""
+        center_of = self.method.center_of if self._is_in_one_pass else None
+        return BySize(self.plan, center_of, lambda name: self.settings_of(name).options)
 
     def _is_in_pieces(self, statistics: Mapping[str, Any]) -> bool:
         return self.method.elementwise and not self._is_alone(statistics)
@@ -270,7 +275,7 @@ class StreamedMerge:
         found, stretch = [], stretch_size(self.plan)
         for spec in specs:
             alone = self.method.first_pass is not None and statistics.get(spec.name) is None
-            whole = alone or not self.method.elementwise
+            whole = alone or not (self.method.elementwise or self._by_size.is_large(spec))
             found += spans([spec], None if whole else stretch)
         return found
 
@@ -298,12 +303,15 @@ class StreamedMerge:
 
     def _merged(self, span: Span, block: Block, given: Mapping[str, Any]) -> Part:
         spec = span.spec
-        if block.thetas is not None and self._is_in_one_pass and span.length > 1:
+        compiled = self._is_in_one_pass and (span.length > 1 or "products" in given)
+        if block.thetas is not None and compiled:
             assert self.method.one_pass is not None
             with np.errstate(all="ignore"):
                 values, changed = self.method.one_pass(block.theta_0, block.thetas, **given)
             if changed is not None:
                 return Part(spec.name, *written(span, block.theta_0, values, changed))
+            if "products" in given:
+                rounded(values, spec)  # which tells that a value is not finite
         if self._is_in_one_pass and block.aside is None:  # nobody has looked
             check_finite(self.plan, span, block.theta_0, block.taus)
         shape = spec.shape if span.length == spec.elements else block.theta_0.shape

@@ -10,6 +10,7 @@ length. Where the u_t cancel there is no single minimum, and the result is the w
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -69,10 +70,18 @@ def one_pass(
     max_steps: int = 100,
     tol: float = 1e-9,
     lam: float = 1.0,
+    products: Float[np.ndarray, "T T"] | None = None,
 ) -> OnePass:
     """Return theta_0 + what `karcher` makes of the experts' task vectors."""
     coefficients = partial(_coefficients, weights=weights, max_steps=max_steps, tol=tol)
-    return combined_in_one_pass(theta_0, thetas, coefficients, center=center, lam=lam)
+    return combined_in_one_pass(
+        theta_0, thetas, coefficients, center=center, lam=lam, products=products
+    )
+
+
+def center_of(*, center: Center = "zero", **_options: Any) -> Center:
+    """Return where the vectors begin whose inner products decide on a tensor."""
+    return center
 
 
 def _coefficients(

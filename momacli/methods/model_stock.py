@@ -10,13 +10,13 @@ by zero (1e-6) weakens the cosines of task vectors shorter than 1e-3. FusionBenc
 angles; cosines are averaged here. One expert alone is returned as it is.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from momacli.methods._arrays import on_arrays
 from momacli.methods._rows import as_rows
-from momacli.methods._sphere import compiled_products
+from momacli.methods._sphere import Center, products_around
 from momacli.methods._sums import OnePass, added_to_base
 from momacli.shapes import Float
 
@@ -58,12 +58,19 @@ def one_pass(
     thetas: Float[np.ndarray, "T n"],
     *,
     per: Literal["tensor", "row"] = "tensor",
+    products: Float[np.ndarray, "T T"] | None = None,
 ) -> OnePass:
     """Return theta_0 + what `model_stock` makes of the experts' task vectors, per "tensor"."""
     if per != "tensor":
         return theta_0, None
-    products = compiled_products(thetas, theta_0, -1)
+    if products is None:
+        products = products_around("base", theta_0, thetas)
     return added_to_base(theta_0, thetas, None, float(_factor(products[None])[0]))
+
+
+def center_of(*, per: Literal["tensor", "row"] = "tensor", **_options: Any) -> Center | None:
+    """Return where the vectors begin whose inner products decide on a tensor; None if not they."""
+    return "base" if per == "tensor" else None
 
 
 def _products(rows: Float[np.ndarray, "T rows n"]) -> Float[np.ndarray, "rows T T"]:

@@ -11,6 +11,7 @@ weighted mean.
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -60,10 +61,18 @@ def one_pass(
     weights: Float[np.ndarray, " T"] | None = None,
     center: Center = "base",
     lam: float = 1.0,
+    products: Float[np.ndarray, "T T"] | None = None,
 ) -> OnePass:
     """Return theta_0 + what `multislerp` makes of the experts' task vectors."""
     coefficients = partial(_coefficients, weights=weights)
-    return combined_in_one_pass(theta_0, thetas, coefficients, center=center, lam=lam)
+    return combined_in_one_pass(
+        theta_0, thetas, coefficients, center=center, lam=lam, products=products
+    )
+
+
+def center_of(*, center: Center = "base", **_options: Any) -> Center:
+    """Return where the vectors begin whose inner products decide on a tensor."""
+    return center
 
 
 def _coefficients(

@@ -7,7 +7,7 @@ Parallel and zero vectors are interpolated linearly; for zero vectors mergekit t
 to be 90 degrees.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -69,6 +69,7 @@ def one_pass(
     center: Center = "base",
     per: Literal["tensor", "row", "column"] = "tensor",
     lam: float = 1.0,
+    products: Float[np.ndarray, "2 2"] | None = None,
 ) -> OnePass:
     """Return theta_0 + what `nuslerp` makes of the task vectors of two experts, per "tensor"."""
     _refuse_more(len(thetas))
@@ -78,7 +79,19 @@ def one_pass(
     def coefficients(products: Float[np.ndarray, "2 2"]) -> Float[np.ndarray, " 2"]:
         return slerp_coefficients(cosine_of(products), t=_share_of_last(weights), threshold=1.0)
 
-    return combined_in_one_pass(theta_0, thetas, coefficients, center=center, lam=lam)
+    return combined_in_one_pass(
+        theta_0, thetas, coefficients, center=center, lam=lam, products=products
+    )
+
+
+def center_of(
+    *,
+    center: Center = "base",
+    per: Literal["tensor", "row", "column"] = "tensor",
+    **_options: Any,
+) -> Center | None:
+    """Return where the vectors begin whose inner products decide on a tensor; None if not they."""
+    return center if per == "tensor" else None
 
 
 def _share_of_last(weights: Float[np.ndarray, " 2"] | None) -> float:

@@ -10,12 +10,14 @@ anything: it too is interpolated linearly, where mergekit takes the angle to be 
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
 from momacli.methods._sphere import (
+    Center,
     combine,
     combined_in_one_pass,
     cosine_of,
@@ -61,11 +63,17 @@ def one_pass(
     *,
     t: float = 0.5,
     dot_threshold: float = 0.9995,
+    products: Float[np.ndarray, "2 2"] | None = None,
 ) -> OnePass:
     """Return theta_0 + what `slerp` makes of the task vectors of two experts."""
     _refuse_more(len(thetas))
     coefficients = partial(_coefficients, t=t, dot_threshold=dot_threshold)
-    return combined_in_one_pass(theta_0, thetas, coefficients, center="zero")
+    return combined_in_one_pass(theta_0, thetas, coefficients, center="zero", products=products)
+
+
+def center_of(**_options: Any) -> Center:
+    """Return where the vectors begin whose inner products decide on a tensor."""
+    return "zero"
 
 
 def _coefficients(

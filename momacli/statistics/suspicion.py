@@ -29,11 +29,11 @@ class Suspicion:
 
         opens: of the first block of a tensor, how many entries the tensor has.
         """
-        if self._zero:
-            self._zero = {t for t in self._zero if not block.taus[t].any()}
-        if self._same:
-            taus = block.taus
-            self._same = {(s, t) for s, t in self._same if np.array_equal(taus[s], taus[t])}
+        for count in (_SAMPLED, block.theta_0.shape[0]):  # the beginning answers, as a rule
+            if self._zero or self._same:
+                taus = block.first_taus(count)
+                self._zero = {t for t in self._zero if not taus[t].any()}
+                self._same = {(s, t) for s, t in self._same if np.array_equal(taus[s], taus[t])}
         if not opens:
             return
         share = opens / min(block.theta_0.shape[0], _SAMPLED)
