@@ -20,7 +20,7 @@ from momacli.comparing.specs import read_specs
 from momacli.demonstration.training import Schedule
 from momacli.errors import MomaError
 from momacli.models.factory import quiet
-from momacli.progress import ignore
+from momacli.progress import Notice, Progress, ignore
 from momacli.statistics.score import Score
 
 CLASSES = {"ag_news": 4, "yelp5": 5, "amazon5": 5, "yahoo10_small": 10, "dbpedia14": 14}
@@ -269,11 +269,13 @@ def test_a_command_in_a_warm_process_reports_as_any_or_says_what_was_wrong(bench
         save_file({"w": torch.ones(count)}, tmp_path / f"{name}.safetensors")
     base, x, short = (str(tmp_path / f"{name}.safetensors") for name in ("base", "x", "short"))
 
+    said = list[Progress | Notice]()
     done = bench.warm.run_warm(
-        ["merge", base, x, "-o", str(tmp_path / "merged.safetensors")], ignore
+        ["merge", base, x, "-o", str(tmp_path / "merged.safetensors")], said.append
     )
 
     assert done.report["merged"] == 1
+    assert [event.text[:18] for event in said] == ["x equals the base:"]
     with pytest.raises(MomaError, match="moma merge failed") as caught:
         bench.warm.run_warm(["merge", base, short, "-o", str(tmp_path / "other")], ignore)
     assert "does not fit the base" in caught.value.details[0]

@@ -15,15 +15,18 @@ from pathlib import Path
 from momacli.cli.main import run
 from momacli.comparing.process import Done
 from momacli.errors import MomaError
-from momacli.progress import Listener
+from momacli.progress import Listener, Notice
 
 _context = multiprocessing.get_context("forkserver")
 _PRELOADED = ("transformers.modeling_utils", "transformers.modeling_layers", "open_clip")
 _context.set_forkserver_preload(["torch", *_PRELOADED, "momacli.align", __name__])
 
 
-def run_warm(arguments: Sequence[str], _listener: Listener) -> Done:
-    """Run a command; as `momacli.comparing.process.run_process`, but without its progress."""
+_NOTE = "note: "
+
+
+def run_warm(arguments: Sequence[str], listener: Listener) -> Done:
+    """Run a command; as `momacli.comparing.process.run_process`, but of progress only remarks."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         process = _context.Process(target=_command, args=([*arguments, "--json"], place))
@@ -34,9 +37,12 @@ def run_warm(arguments: Sequence[str], _listener: Listener) -> Done:
             process.terminate()
             process.join()
             raise
+        said = (place / "stderr").read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in said:
+            if line.startswith(_NOTE):
+                listener(Notice(line.removeprefix(_NOTE)))
         if process.exitcode:
-            said = (place / "stderr").read_text(encoding="utf-8", errors="replace")
-            raise MomaError(f"moma {arguments[0]} failed", details=said.splitlines())
+            raise MomaError(f"moma {arguments[0]} failed", details=said)
         return Done(json.loads((place / "stdout").read_text(encoding="utf-8")))
 
 
