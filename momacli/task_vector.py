@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from momacli.checkpoint.arrays import parse_dtype
-from momacli.checkpoint.blocks import block_size, bytes_to_read, read_blocks, read_head, rounded
+from momacli.checkpoint.blocks import block_size, bytes_to_read, read_blocks
+from momacli.checkpoint.judging import read_head, rounded
 from momacli.checkpoint.naming import choose_output, find_base, named_inputs
 from momacli.checkpoint.plan import TASK_HEADS, Expert, MergePlan
 from momacli.checkpoint.provenance import KEY, Recipe, record_input

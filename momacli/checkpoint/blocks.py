@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,16 +19,12 @@ from momacli.checkpoint.ahead import (
     length_there,
     readers,
 )
-from momacli.checkpoint.arrays import Array, array_dtype, converted, is_finite
-from momacli.checkpoint.escaping import shown
+from momacli.checkpoint.arrays import Array, is_finite
+from momacli.checkpoint.block import Block, State, block_of, lengths_there
 from momacli.checkpoint.hashed_file import Passing
-from momacli.checkpoint.header import MERGEABLE_DTYPES
-from momacli.checkpoint.nonfinite import SetAside, Tolerated
-from momacli.checkpoint.plan import Expert, MergePlan
+from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.reader import iterate_blocks
 from momacli.checkpoint.spans import Span
-from momacli.checkpoint.writer import TensorSpec
-from momacli.errors import ConflictError
 
 _CACHED = 18 << 16
 """Elements of a piece, of base and experts together: 4.7 MB of float32, which stay in a cache that
@@ -55,56 +50,6 @@ _EXPECTED = 3
 _KEPT = 1 << 24
 """Bytes of a block whose release tells glibc to keep what else is released, for the next
 temporary array, instead of giving it back to the system page by page."""
-
-
-class Block:
-    """A stretch of n values of one tensor, in float32, or float64 where an input has that.
-
-    Its memory is used again for a later block.
-    """
-
-    def __init__(
-        self,
-        theta_0: Array,
-        rows: Array,
-        theta_1: Array | None = None,
-        aside: SetAside | None = None,
-        *,
-        subtracted: bool = True,
-    ):
-        """rows: the task vectors, or the experts, of which the base is not subtracted yet."""
-        self.theta_0 = theta_0  # [n]
-        self.theta_1 = theta_1  # [n], the expert itself where there is exactly one
-        self.aside = aside  # entries that are not finite, where that is tolerated
-        self._rows, self._subtracted = rows, subtracted
-
-    @property
-    def thetas(self) -> Array | None:
-        """The experts [T, n], where nobody has asked for their task vectors: those replace them."""
-        return None if self._subtracted else self._rows
-
-    @property
-    def taus(self) -> Array:
-        """The task vectors [T, n]."""
-        if not self._subtracted:
-            subtract_base(self.theta_0, self._rows, self._rows)
-            self._subtracted = True
-        return self._rows
-
-    def first_taus(self, count: int) -> Array:
-        """The first entries of the task vectors; the experts, if they are there, remain."""
-        if self._subtracted:
-            return self._rows[:, :count]
-        found = np.empty_like(self._rows[:, :count])
-        subtract_base(self.theta_0[:count], self._rows[:, :count], found)
-        return found
-
-
-def subtract_base(theta_0: Array, thetas: Array, taus: Array) -> None:
-    """theta_t - theta_0 for every expert, perhaps in place; what is not finite is seen later."""
-    with np.errstate(all="ignore"):
-        for theta, tau in zip(thetas, taus, strict=True):
-            np.subtract(theta, theta_0, out=tau)
 
 
 def block_size(plan: MergePlan) -> int:
@@ -171,11 +116,11 @@ def read_blocks(
                 held += rows * span.length
             span, buffer, reading = pending.popleft()
             broken = sum(not part.result() for part in reading)
-            short = any(length != span.length for length in _lengths_there(plan, span))
-            state = _State(finite=not broken, plain=not short and not vectors)
+            short = any(length != span.length for length in lengths_there(plan, span))
+            state = State(finite=not broken, plain=not short and not vectors)
             if piece is None or span.length <= piece:
                 thetas = buffer[1:]
-                yield span, _block(plan, span, buffer[0], thetas, thetas, state)
+                yield span, block_of(plan, span, buffer[0], thetas, thetas, state)
             else:
                 yield from _pieces(plan, span, buffer, pool.scratch(piece), state)
             held -= rows * span.length
@@ -198,7 +143,7 @@ def _read_pieces(
             for checkpoint in checkpoints:
                 checkpoint.expect(later.spec.name, later.start, later.stop)
         stored = [checkpoint.stored(span.spec.name) for checkpoint in checkpoints]
-        whole = min(_lengths_there(plan, span)) == span.length
+        whole = min(lengths_there(plan, span)) == span.length
         plain = whole and not vectors
         for start, stop in iterate_blocks(span.length, _evenly(span.length, piece)):
             part = Span(span.spec, span.start + start, span.start + stop)
@@ -209,8 +154,8 @@ def _read_pieces(
                 row[there:] = 0
             passing.hash()
             theta_0, thetas = buffer[0], buffer[1:]
-            state = _State(finite=known or is_finite(buffer), plain=plain)
-            yield part, _block(plan, part, theta_0, thetas, thetas, state)
+            state = State(finite=known or is_finite(buffer), plain=plain)
+            yield part, block_of(plan, part, theta_0, thetas, thetas, state)
 
 
 def _evenly(length: int, most: int) -> int:
@@ -238,56 +183,13 @@ class _Memory:
         return buffer, list(buffer)
 
 
-@dataclass(frozen=True)
-class _State:
-    """What is known of all that was read of a span."""
-
-    finite: bool
-    plain: bool  # experts, not task vectors, that have every element
-
-
 def _pieces(
-    plan: MergePlan, span: Span, buffer: Array, scratch: Array, state: _State
+    plan: MergePlan, span: Span, buffer: Array, scratch: Array, state: State
 ) -> Iterator[tuple[Span, Block]]:
     for start, stop in iterate_blocks(span.length, scratch.shape[1]):
         part = Span(span.spec, span.start + start, span.start + stop)
         theta_0, thetas = buffer[0, start:stop], buffer[1:, start:stop]
-        yield part, _block(plan, part, theta_0, thetas, scratch[:, : stop - start], state)
-
-
-def _lengths_there(plan: MergePlan, span: Span) -> list[int]:
-    return [length_there(expert.checkpoint, span) for expert in plan.experts]
-
-
-def _block(
-    plan: MergePlan, span: Span, theta_0: Array, thetas: Array, taus: Array, state: _State
-) -> Block:
-    """Subtract the base from what was read of the experts, into `taus`, perhaps in place.
-
-    In place of several experts, that is left until it is asked for.
-    """
-    theta_1 = None
-    if state.plain and state.finite and taus is thetas and len(plan.experts) > 1:
-        return Block(theta_0, thetas, subtracted=False)
-    if len(plan.experts) == 1 and not plan.experts[0].is_task_vector:
-        theta_1 = thetas[0].copy()
-    if state.plain:
-        subtract_base(theta_0, thetas, taus)
-    else:
-        lengths = _lengths_there(plan, span)
-        for tau, theta, expert, there in zip(taus, thetas, plan.experts, lengths, strict=True):
-            if expert.is_task_vector:
-                tau[:there] = theta[:there]
-            else:
-                with np.errstate(all="ignore"):
-                    np.subtract(theta[:there], theta_0[:there], out=tau[:there])
-            tau[there:] = 0
-            if theta_1 is not None:
-                theta_1[there:] = theta_0[there:]
-    aside = None if state.finite else check_finite(plan, span, theta_0, taus)
-    if aside is not None and theta_1 is not None:
-        theta_1[aside.where] = 0
-    return Block(theta_0, taus, theta_1, aside)
+        yield part, block_of(plan, part, theta_0, thetas, scratch[:, : stop - start], state)
 
 
 def bytes_to_read(plan: MergePlan) -> dict[str, int]:
@@ -299,57 +201,3 @@ def bytes_to_read(plan: MergePlan) -> dict[str, int]:
 def bytes_of(table: Mapping[str, int], span: Span) -> float:
     """The share of a span in the bytes of whole tensors."""
     return table[span.spec.name] * span.length / span.spec.elements
-
-
-def rounded(values: Array, spec: TensorSpec) -> Array:
-    """Round once, to the type written. Raises ConflictError where that cannot hold a value."""
-    result = converted(values, array_dtype(spec.dtype, spec.name))
-    if not is_finite(result):
-        raise ConflictError(
-            f"tensor {shown(spec.name)} of the result has values beyond {spec.dtype}",
-            hint="try a smaller --lambda, --weights that do not cancel, or another --dtype",
-        )
-    return result
-
-
-def read_head(expert: Expert, key: str, tolerated: Tolerated | None = None) -> Array:
-    """Read a head tensor, to be carried along.
-
-    Raises ConflictError where it is not finite, unless that is tolerated and so noted.
-    """
-    values = expert.checkpoint.read_array(key)
-    floating = expert.checkpoint.entries[key].dtype in MERGEABLE_DTYPES
-    if floating and not is_finite(values):
-        if tolerated is not None:
-            broken = int(np.count_nonzero(~np.isfinite(values)))
-            tolerated.count(f"{expert.checkpoint.path} (kept as it is)", key, broken)
-            return values
-        raise ConflictError(
-            f"head tensor {shown(key)} of {expert.checkpoint.path} holds NaN or infinity",
-            hint="the model is broken; leave it out, or merge with --allow-nonfinite as it is",
-        )
-    return values
-
-
-def check_finite(plan: MergePlan, span: Span, theta_0: Array, taus: Array) -> SetAside | None:
-    """Judge values of the base [n] and task vectors [T, n]; what is tolerated is set aside.
-
-    Raises ConflictError, naming the models, where any is not finite.
-    """
-    if is_finite(theta_0) and is_finite(taus):
-        return None
-    key = span.spec.name
-    names = [f"{plan.base.path} (the base)", *(str(item.checkpoint.path) for item in plan.experts)]
-    if plan.tolerated is not None:
-        return plan.tolerated.set_aside(names, key, span.start, theta_0, taus)
-    broken = [
-        name for name, values in zip(names, [theta_0, *taus], strict=True) if not is_finite(values)
-    ]
-    if not is_finite(theta_0):
-        broken = names[:1]  # then the differences from it say nothing of the experts
-    raise ConflictError(
-        f"tensor {shown(key)} holds NaN or infinity",
-        details=broken,
-        hint="the model is broken; leave it out, or take this tensor from the base "
-        "with --exclude, or merge with --allow-nonfinite to take all such entries from it",
-    )

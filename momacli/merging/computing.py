@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from momacli.checkpoint.blocks import read_head
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.joined_writer import JoinedWriter
+from momacli.checkpoint.judging import read_head
 from momacli.checkpoint.multitask_writer import Draft, Sink
 from momacli.checkpoint.writer import TensorSpec
 from momacli.merging.prepare import Merging

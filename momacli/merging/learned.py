@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from momacli.checkpoint.arrays import as_array, converted, count_changed
-from momacli.checkpoint.blocks import block_size, bytes_to_read, read_blocks, rounded
+from momacli.checkpoint.blocks import block_size, bytes_to_read, read_blocks
+from momacli.checkpoint.judging import rounded
 from momacli.checkpoint.spans import spans
 from momacli.checkpoint.writer import TensorSpec
 from momacli.errors import CheckpointError, UsageError

@@ -13,7 +13,8 @@ from momacli.adaptation.ensemble import Ensemble, Task
 from momacli.alignment.resume import Keeper
 from momacli.alignment.samples import batches
 from momacli.checkpoint.arrays import Array, as_tensor
-from momacli.checkpoint.blocks import Block, read_blocks
+from momacli.checkpoint.block import Block
+from momacli.checkpoint.blocks import read_blocks
 from momacli.checkpoint.description import Description
 from momacli.checkpoint.plan import Expert
 from momacli.checkpoint.spans import Span

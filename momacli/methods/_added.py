@@ -3,7 +3,8 @@
 import numpy as np
 
 from momacli.checkpoint.arrays import Array, array_dtype, converted, count_changed
-from momacli.checkpoint.blocks import Block, check_finite, rounded
+from momacli.checkpoint.block import Block
+from momacli.checkpoint.judging import check_finite, rounded
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.reader import iterate_blocks
 from momacli.checkpoint.spans import Span

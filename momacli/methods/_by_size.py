@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from momacli.checkpoint.arrays import Array
-from momacli.checkpoint.blocks import Block, piece_size, read_blocks, stretch_size
+from momacli.checkpoint.block import Block
+from momacli.checkpoint.blocks import piece_size, read_blocks, stretch_size
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.spans import Span, spans
 from momacli.checkpoint.writer import TensorSpec

@@ -31,7 +31,7 @@ def inner_products(
     flat = task_vectors.reshape(T, task_vectors[0].size)
     origin = None if base is None else base.reshape(-1)
     if flat.shape[1] >= _LARGE:
-        return compiled_products(flat, origin, 1)
+        return compiled_products(flat, plus=origin)
     v = flat.astype(np.float64)
     if origin is not None:
         v += origin
@@ -41,23 +41,24 @@ def inner_products(
 
 def compiled_products(
     vectors: Float[np.ndarray, "T n"],
-    origin: Float[np.ndarray, " n"] | None,
-    factor: Literal[-1, 1],
+    *,
+    plus: Float[np.ndarray, " n"] | None = None,
+    minus: Float[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, "T T"]:
-    """Return v_t . v_u in float64, where v_t = vectors[t] + factor * origin, in one pass.
+    """Return v_t . v_u in float64, in one pass.
 
-    factor: -1 takes differences in the type of the vectors, as task vectors are.
+    plus: is added to every vector, in float64; or minus: is subtracted in the type of the
+        vectors, as a base is to have task vectors.
     """
     from momacli.compiled.products import WIDTH, multiply_all
 
-    T = len(vectors)
+    rows, T = np.ascontiguousarray(vectors), len(vectors)
+    origin = plus if minus is None else minus
+    factor = 0 if origin is None else (1 if minus is None else -1)
     even = T + T % 2
     held, found = np.zeros((even, WIDTH)), np.empty((even, even))
-    rows = np.ascontiguousarray(vectors)
-    if origin is None:
-        multiply_all(rows, rows[0], 0, held, found)
-    else:
-        multiply_all(rows, np.ascontiguousarray(origin), int(factor), held, found)
+    beside = rows[0] if origin is None else np.ascontiguousarray(origin)
+    multiply_all(rows, beside, factor, held, found)
     lower = np.tril(found[:T, :T])
     products: np.ndarray = lower + np.tril(lower, -1).T
     return products
@@ -102,6 +103,28 @@ def mean_direction(
         return None
     direction: np.ndarray = weights / length
     return direction
+
+
+def mean_coefficients(
+    products: Float[np.ndarray, "T T"],
+    weights: Float[np.ndarray, " T"] | None,
+    turned: Callable[..., Float[np.ndarray, " T"]] = lambda m, *_: m,
+) -> Float[np.ndarray, " T"]:
+    """Return c with sum_t c_t v_t the mean length of the vectors along their mean direction.
+
+    turned: makes another direction of that, of the cosines, and of the weights, which are 0 for
+        zero vectors; directions tell how much of each unit vector they have.
+
+    Where the directions cancel, the coefficients are the weights.
+    """
+    cosines, inverse_norms = unit_products(products)
+    w = shares(weights, len(products))
+    m = mean_direction(cosines, w)
+    if m is None:
+        return w
+    length = (w * np.sqrt(products.diagonal())).sum()
+    c: np.ndarray = length * turned(m, cosines, w * (inverse_norms > 0)) * inverse_norms
+    return c
 
 
 def shares(weights: Float[np.ndarray, " T"] | None, T: int) -> Float[np.ndarray, " T"]:
@@ -153,9 +176,7 @@ def products_around(
 
     Those of a tensor are the sum of those of its pieces.
     """
-    if center == "base":
-        return compiled_products(thetas, theta_0, -1)
-    return compiled_products(thetas, None, 1)
+    return compiled_products(thetas, minus=theta_0 if center == "base" else None)
 
 
 def combined_in_one_pass(

@@ -4,14 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from momacli.checkpoint.arrays import Array, as_tensor
-from momacli.checkpoint.blocks import (
-    Block,
-    bytes_of,
-    bytes_to_read,
-    piece_size,
-    read_blocks,
-    stretch_size,
-)
+from momacli.checkpoint.block import Block
+from momacli.checkpoint.blocks import bytes_of, bytes_to_read, piece_size, read_blocks, stretch_size
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.spans import evenly_spread, spans
 from momacli.checkpoint.writer import TensorSpec

@@ -13,16 +13,9 @@ import numpy as np
 
 from momacli.checkpoint.ahead import is_read_in_step
 from momacli.checkpoint.arrays import Array, as_array, as_tensor
-from momacli.checkpoint.blocks import (
-    Block,
-    block_size,
-    bytes_of,
-    bytes_to_read,
-    check_finite,
-    piece_size,
-    rounded,
-    stretch_size,
-)
+from momacli.checkpoint.block import Block
+from momacli.checkpoint.blocks import block_size, bytes_of, bytes_to_read, piece_size, stretch_size
+from momacli.checkpoint.judging import check_finite, rounded
 from momacli.checkpoint.nonfinite import Tolerated
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.side_by_side import start_hashes

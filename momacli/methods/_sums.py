@@ -19,7 +19,8 @@ def weighted_sum(
 
 OnePass = tuple[Float[np.ndarray, " n"], int | None]
 """What a method merges into the base, and how many entries differ from it; None if one of them,
-of the base or of an expert is not finite, which is for others to tell."""
+of the base or of an expert is not finite, or its options ask for more than a pass: then the method
+itself is asked."""
 
 
 def added_to_base(
@@ -41,7 +42,7 @@ def added_to_base(
     kind = theta_0.dtype
     factors = np.ones(len(thetas), kind) if weights is None else weights.astype(kind)
     merged = np.empty_like(theta_0)
-    changed = add_weighted_sum(theta_0, thetas, factors, float(more), float(lam), merged)
+    changed = add_weighted_sum(theta_0, thetas, factors, more, float(lam), merged)
     return merged, None if changed < 0 else changed
 
 

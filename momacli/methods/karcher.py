@@ -21,9 +21,7 @@ from momacli.methods._sphere import (
     combine,
     combined_in_one_pass,
     inner_products,
-    mean_direction,
-    shares,
-    unit_products,
+    mean_coefficients,
 )
 from momacli.methods._sums import OnePass
 from momacli.shapes import Float
@@ -94,15 +92,7 @@ def _coefficients(
     """Return how much of each vector there is in the result, from their inner products."""
     if weights is not None and bool((weights < 0).any()):
         raise UsageError("karcher needs weights that are not negative")
-    cosines, inverse_norms = unit_products(products)
-    w = shares(weights, len(products))
-    m = mean_direction(cosines, w)
-    if m is None:
-        return w
-    m = _descend(m, cosines, w * (inverse_norms > 0), max_steps=max_steps, tol=tol)
-    length = (w * np.sqrt(products.diagonal())).sum()
-    found: np.ndarray = length * m * inverse_norms
-    return found
+    return mean_coefficients(products, weights, partial(_descend, max_steps=max_steps, tol=tol))
 
 
 def _descend(

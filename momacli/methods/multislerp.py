@@ -21,9 +21,7 @@ from momacli.methods._sphere import (
     combine,
     combined_in_one_pass,
     inner_products,
-    mean_direction,
-    shares,
-    unit_products,
+    mean_coefficients,
 )
 from momacli.methods._sums import OnePass
 from momacli.shapes import Float
@@ -50,7 +48,7 @@ def multislerp(
     lam: factor on the result; 1 is mergekit's.
     """
     origin = base if center == "zero" else None
-    c = _coefficients(inner_products(task_vectors, origin), weights)
+    c = mean_coefficients(inner_products(task_vectors, origin), weights)
     return combine(c, task_vectors, origin, lam=lam)
 
 
@@ -64,7 +62,7 @@ def one_pass(
     products: Float[np.ndarray, "T T"] | None = None,
 ) -> OnePass:
     """Return theta_0 + what `multislerp` makes of the experts' task vectors."""
-    coefficients = partial(_coefficients, weights=weights)
+    coefficients = partial(mean_coefficients, weights=weights)
     return combined_in_one_pass(
         theta_0, thetas, coefficients, center=center, lam=lam, products=products
     )
@@ -73,17 +71,3 @@ def one_pass(
 def center_of(*, center: Center = "base", **_options: Any) -> Center:
     """Return where the vectors begin whose inner products decide on a tensor."""
     return center
-
-
-def _coefficients(
-    products: Float[np.ndarray, "T T"], weights: Float[np.ndarray, " T"] | None
-) -> Float[np.ndarray, " T"]:
-    """Return how much of each vector there is in the result, from their inner products."""
-    cosines, inverse_norms = unit_products(products)
-    w = shares(weights, len(products))
-    m = mean_direction(cosines, w)
-    if m is None:
-        return w
-    length = (w * np.sqrt(products.diagonal())).sum()
-    found: np.ndarray = length * m * inverse_norms
-    return found

@@ -52,8 +52,13 @@ def nuslerp(
 
     Raises UsageError for more than two experts. A single one is returned as it is.
     """
-    _refuse_more(len(task_vectors))
-    if len(task_vectors) == 1:
+    T = len(task_vectors)
+    if T > MAX_EXPERTS:
+        raise UsageError(
+            f"nuslerp interpolates between at most two experts, found {T}",
+            hint="multislerp and karcher take any number",
+        )
+    if T == 1:
         return combine(np.ones(1), task_vectors, lam=lam)
     origin = base if center == "zero" else None
     cosine = _cosine(task_vectors, origin, per)
@@ -72,7 +77,6 @@ def one_pass(
     products: Float[np.ndarray, "2 2"] | None = None,
 ) -> OnePass:
     """Return theta_0 + what `nuslerp` makes of the task vectors of two experts, per "tensor"."""
-    _refuse_more(len(thetas))
     if per != "tensor":
         return theta_0, None
 
@@ -98,14 +102,6 @@ def _share_of_last(weights: Float[np.ndarray, " 2"] | None) -> float:
     if weights is None or abs(float(weights.sum())) < 1e-6:
         return 0.5
     return float(weights[1] / weights.sum())
-
-
-def _refuse_more(T: int) -> None:
-    if T > MAX_EXPERTS:
-        raise UsageError(
-            f"nuslerp interpolates between at most two experts, found {T}",
-            hint="multislerp and karcher take any number",
-        )
 
 
 def _cosine(

@@ -50,8 +50,13 @@ def slerp(
 
     Raises UsageError for more than two experts.
     """
-    _refuse_more(len(task_vectors))
-    if len(task_vectors) == 1:  # the base is an expert that has not moved
+    T = len(task_vectors)
+    if T > MAX_EXPERTS:
+        raise UsageError(
+            f"slerp interpolates between at most two experts, found {T}",
+            hint="multislerp and karcher take any number",
+        )
+    if T == 1:  # the base is an expert that has not moved
         task_vectors = np.concatenate([np.zeros_like(task_vectors), task_vectors])
     c = _coefficients(inner_products(task_vectors, base), t, dot_threshold)
     return combine(c, task_vectors, base)
@@ -66,7 +71,6 @@ def one_pass(
     products: Float[np.ndarray, "2 2"] | None = None,
 ) -> OnePass:
     """Return theta_0 + what `slerp` makes of the task vectors of two experts."""
-    _refuse_more(len(thetas))
     coefficients = partial(_coefficients, t=t, dot_threshold=dot_threshold)
     return combined_in_one_pass(theta_0, thetas, coefficients, center="zero", products=products)
 
@@ -81,11 +85,3 @@ def _coefficients(
 ) -> Float[np.ndarray, " 2"]:
     """Return how much of each vector there is in the result, from their inner products."""
     return slerp_coefficients(cosine_of(products), t=t, threshold=dot_threshold)
-
-
-def _refuse_more(T: int) -> None:
-    if T > MAX_EXPERTS:
-        raise UsageError(
-            f"slerp interpolates between at most two experts, found {T}",
-            hint="multislerp and karcher take any number",
-        )

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from momacli.checkpoint.arrays import Array, array_dtype, as_array, as_tensor, fill
-from momacli.checkpoint.blocks import rounded
 from momacli.checkpoint.description import Description
 from momacli.checkpoint.escaping import shown
 from momacli.checkpoint.header import MERGEABLE_DTYPES, TensorEntry
+from momacli.checkpoint.judging import rounded
 from momacli.checkpoint.plan import Expert
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.writer import TensorSpec

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from momacli.checkpoint.blocks import Block
+from momacli.checkpoint.block import Block
 
 _SAMPLED = 1 << 11
 """Entries of a tensor whose norms are taken."""

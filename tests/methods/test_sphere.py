@@ -7,17 +7,17 @@ from momacli.methods._sphere import combine, compiled_products, inner_products
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 8])
-@pytest.mark.parametrize("factor", [None, -1, 1])
+@pytest.mark.parametrize("way", [None, "minus", "plus"])
 @pytest.mark.parametrize("n", [5, 256, 1500])
-def test_compiled_inner_products_are_those_of_float64(T, factor, n):
+def test_compiled_inner_products_are_those_of_float64(T, way, n):
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((T, n), dtype=np.float32)
     origin = generator.standard_normal(n, dtype=np.float32)
 
-    products = compiled_products(vectors, None if factor is None else origin, factor or 1)
+    products = compiled_products(vectors, **({way: origin} if way else {}))
 
     v = vectors.astype(np.float64)
-    v = {None: v, -1: (vectors - origin).astype(np.float64), 1: v + origin}[factor]
+    v = {None: v, "minus": (vectors - origin).astype(np.float64), "plus": v + origin}[way]
     np.testing.assert_allclose(products, v @ v.T, rtol=1e-12, atol=1e-12)
 
 
