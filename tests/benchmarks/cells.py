@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,28 @@ class Cells:
             shutil.rmtree(staged, ignore_errors=True)
             raise
         return target
+
+
+@dataclass(frozen=True)
+class Lazily(Mapping[str, Path]):
+    """Folders by name, each made when it is asked for: names alone make none."""
+
+    names: Sequence[str]
+    make: Callable[[str], Path]
+
+    def __getitem__(self, name: str) -> Path:
+        """The folder, which is there now."""
+        if name not in self.names:
+            raise KeyError(name)
+        return self.make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in their order."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.names)
 
 
 def digest_of_files(*files: Path) -> str:

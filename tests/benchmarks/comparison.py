@@ -39,7 +39,7 @@ class Suite:
 
     name: str
     base: Path
-    experts: Mapping[str, Path]  # by task, which is the folder's name
+    experts: Mapping[str, Path]  # by task, which is the folder's name; trained when asked for
     samples: Path  # unlabeled/, labeled/ and validation/, disjoint; held-out/ is labeled's alone
     about: Mapping[str, Any]  # for the record
     together: Callable[[], Path]  # models of one encoder trained on all tasks, by task

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +13,14 @@ from momacli.alignment.settings import Settings
 from momacli.cli.compare import print_table
 from momacli.cli.listening import listening
 from momacli.comparing.plan import Sweeps
+from momacli.comparing.rows import Row
 from momacli.comparing.specs import read_specs
+from momacli.comparing.table import NOT_COMPARED
 from momacli.merge import merge
 from tests.benchmarks import choices
 from tests.benchmarks.cells import Cells
 from tests.benchmarks.comparison import (
+    TOGETHER,
     Chosen,
     Plan,
     Setting,
@@ -25,10 +29,9 @@ from tests.benchmarks.comparison import (
     compare_on,
     trained_together,
 )
+from tests.benchmarks.earlier import Earlier
 from tests.benchmarks.machine import called, circumstances
 from tests.benchmarks.results import Rows, as_json, results_table, sweep_tables
-
-_PLACES = 2  # the rows of the base and of the experts come first
 
 
 def suite_named(name: str) -> ModuleType:
@@ -54,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a row with moma's own number of steps and batch size, too",
     )
+    parser.add_argument(
+        "--earlier",
+        type=Path,
+        help="folder of results, such as tests/benchmarks/results, made by the same code: their "
+        "choice of lambda and density and their rows are taken over",
+    )
     sweep = "repeats an alignment, with the first seed"
     parser.add_argument("--data-ratios", type=float, nargs="+", default=[], help=sweep)
     parser.add_argument("--masking-rates", type=float, nargs="+", default=[], help=sweep)
@@ -70,13 +79,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_suite(arguments: argparse.Namespace) -> None:
-    """Print the table of a suite and write OUT/SUITE.json; or what its `--choices` are worth."""
+    """Print the table of a suite and write OUT/SUITE.json; or what its `--choices` are worth.
+
+    The file is written after every seed.
+    """
     module, cells = suite_named(arguments.suite), Cells(arguments.out / "cells")
-    sweeps = Sweeps(arguments.masking_rates, arguments.data_ratios)
-    chosen, runs = None, []
+    name = f"{arguments.suite}-transductive" if arguments.transductive else arguments.suite
+    earlier = Earlier.of(arguments.earlier / f"{name}.json") if arguments.earlier else Earlier()
+    chosen, runs = earlier.chosen, list[Rows]()
     with listening() as listener:
-        for seed in arguments.seeds:
+        for number, seed in enumerate(arguments.seeds):
             suite = module.prepare(arguments, seed, cells)
+            earlier.check(suite.about, arguments.align_steps, arguments.align_batch_size)
             setting = Setting(arguments.out, seed, arguments.transductive, listener)
             if chosen is None:
                 chosen = choose(suite, setting) if arguments.choose else Chosen()
@@ -90,28 +104,33 @@ def run_suite(arguments: argparse.Namespace) -> None:
             if arguments.choices:
                 _measure_choices(suite, plan, seed, arguments)
                 continue
-            methods = arguments.methods or plan.methods
-            own = Sweeps() if runs else sweeps
-            runs.append(_rows(suite, plan, methods, setting, own, arguments.together))
-    if arguments.choices:
-        return
-    tasks = sorted(suite.experts)
-    for table in [results_table(runs, tasks), *sweep_tables(runs, tasks)]:
-        print_table(table)
-        print()
-    name = f"{suite.name}-transductive" if arguments.transductive else suite.name
+            runs.append(_rows(suite, plan, setting, arguments, earlier.rows(seed), number == 0))
+            _write(arguments, name, suite, plan, runs)
+    if runs:
+        tasks = sorted(suite.experts)
+        for table in [results_table(runs, tasks), *sweep_tables(runs, tasks)]:
+            print_table(table)
+            print()
+        print(f"written: {arguments.out / name}.json")
+
+
+def _write(
+    arguments: argparse.Namespace, name: str, suite: Suite, plan: Plan, runs: Sequence[Rows]
+) -> None:
+    """What was measured until now, as whole as a run of these seeds alone would leave it."""
+    seeds = arguments.seeds[: len(runs)]
+    asked = argparse.Namespace(**{**vars(arguments), "seeds": seeds})
     content = {
         "suite": suite.name,
-        **circumstances(called(suite.name, arguments, leave_out=("suite",))),
+        **circumstances(called(suite.name, asked, leave_out=("suite", "earlier"))),
         "about": dict(suite.about),
         "plan": asdict(plan),
-        "tasks": tasks,
-        "seeds": arguments.seeds,
+        "tasks": sorted(suite.experts),
+        "seeds": seeds,
         "runs": [as_json(run) for run in runs],
     }
-    target = arguments.out / f"{name}.json"
-    target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {target}")
+    text = json.dumps(content, indent=1) + "\n"
+    (arguments.out / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def _measure_choices(suite: Suite, plan: Plan, seed: int, arguments: argparse.Namespace) -> None:
@@ -144,16 +163,35 @@ def _measure_choices(suite: Suite, plan: Plan, seed: int, arguments: argparse.Na
 def _rows(
     suite: Suite,
     plan: Plan,
-    methods: list[str],
     setting: Setting,
-    sweeps: Sweeps,
-    together: bool,
+    arguments: argparse.Namespace,
+    earlier: Rows,
+    first: bool,
 ) -> Rows:
-    """The rows of one seed."""
-    rows = list(compare_on(suite, methods, setting).rows)
-    if together:
-        rows.insert(_PLACES, trained_together(suite, setting.listener))
-    if not (sweeps.data_ratios or sweeps.masking_rates):
+    """The rows of one seed, and of the first the sweeps; what is known of it is not made again."""
+    known = {row.name: row for row in earlier.rows if row.error is None}
+    methods = [str(spec) for spec in read_specs(arguments.methods or plan.methods)[0]]
+    if missing := [method for method in methods if method not in known]:
+        known |= {row.name: row for row in compare_on(suite, missing, setting).rows}
+    names = [*NOT_COMPARED, *methods]
+    if arguments.together:
+        names.insert(len(NOT_COMPARED), TOGETHER)
+        if TOGETHER not in known:
+            known[TOGETHER] = trained_together(suite, setting.listener)
+    rows = [known[name] for name in names]
+    if not first:
         return Rows(rows)
+    sweeps = Sweeps(
+        [] if _has(earlier.masking, arguments.masking_rates) else arguments.masking_rates,
+        [] if _has(earlier.ratios, arguments.data_ratios) else arguments.data_ratios,
+    )
+    if not (sweeps.data_ratios or sweeps.masking_rates):
+        return Rows(rows, earlier.masking, earlier.ratios)
     swept = compare_on(suite, plan.swept, setting, sweeps)
-    return Rows(rows, swept.masking, swept.ratios)
+    return Rows(rows, swept.masking or earlier.masking, swept.ratios or earlier.ratios)
+
+
+def _has(swept: Sequence[Row], wanted: Sequence[float]) -> bool:
+    """Whether all that is wanted of a sweep was made."""
+    made = {share for row in swept for share in (row.masking_rate, row.data_ratio)}
+    return set(wanted) <= made

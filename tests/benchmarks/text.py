@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from momacli.data.order import in_rounds
 from momacli.demonstration.training import Schedule
-from tests.benchmarks.cells import Cells, code_of, digest_of_files
+from tests.benchmarks.cells import Cells, Lazily, code_of, digest_of_files
 from tests.benchmarks.comparison import Suite, evaluated
 from tests.benchmarks.training import ARITHMETIC, DEVICE, computing, fine_tune, moved
 
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(
     name: str, tasks: Mapping[str, str], arguments: argparse.Namespace, seed: int, cells: Cells
 ) -> Suite:
-    """Write the texts and fine-tune the experts, where that is not done yet.
+    """Write the texts, where that is not done yet; experts are fine-tuned when they are asked for.
 
     tasks: the pack of each.
     """
@@ -90,17 +90,16 @@ def prepare(
         encoder_of(model).save_pretrained(folder / "base")
         _describe(folder / "base", model, training.max_length)
 
+    def digest_of_packs(*wanted: str) -> str:
+        root = arguments.data_root / "text"
+        return digest_of_files(*(root / f"{tasks[t]}.{end}" for t in wanted for end in _ENDS))
+
     def trained(kind: str, *wanted: str) -> Path:
         """The cell with the models of these tasks, that were trained together."""
-        files = [
-            arguments.data_root / "text" / f"{tasks[task]}.{end}"
-            for task in wanted
-            for end in _ENDS
-        ]
         code = code_of(read_pack, train_together, fine_tune)
         return cells.get(
             kind,
-            [wanted, digest_of_files(*files), weights, asdict(training), ARITHMETIC, code],
+            [wanted, digest_of_packs(*wanted), weights, asdict(training), ARITHMETIC, code],
             lambda folder: train_together(
                 model, {task: packs[task] for task in wanted}, training, folder
             ),
@@ -112,16 +111,16 @@ def prepare(
         "test": arguments.test,
         "validation": arguments.validation,
     }
-    experts = {task: trained("expert", task) / task for task in tasks}
+    reading = code_of(read_pack, TextPack, _write_texts, evaluated)
     texts = cells.get(
         "texts",
-        [[cell.parent.name for cell in experts.values()], counts, code_of(_write_texts, evaluated)],
+        [list(tasks), digest_of_packs(*tasks), seed, training.texts, counts, reading],
         lambda folder: _write_texts(folder, packs, training.texts, counts),
     )
     return Suite(
         name,
         base / "base",
-        experts,
+        Lazily(tuple(tasks), lambda task: trained("expert", task) / task),
         texts,
         {
             "training": asdict(training),

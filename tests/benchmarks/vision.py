@@ -21,7 +21,7 @@ from types import ModuleType
 
 from momacli.demonstration.training import Schedule
 from tests.benchmarks import training
-from tests.benchmarks.cells import Cells, code_of, digest_of_files
+from tests.benchmarks.cells import Cells, Lazily, code_of, digest_of_files
 from tests.benchmarks.comparison import Suite, evaluated
 from tests.benchmarks.images import ImagePack, Varied, read_images, source_of, write_images
 from tests.benchmarks.vit import Sizes
@@ -60,7 +60,9 @@ def prepare(
     seed: int,
     cells: Cells,
 ) -> Suite:
-    """Write the images, pre-train the base and fine-tune the experts, where that is not done yet.
+    """Write the images and pre-train the base, where that is not done yet.
+
+    Experts are fine-tuned when they are asked for.
 
     tasks: the packs, each a task of its own.
     family: `vit` or `clip`.
@@ -117,7 +119,7 @@ def prepare(
     return Suite(
         name,
         base,
-        {task: trained("expert", task) / task for task in tasks},
+        Lazily(tuple(tasks), lambda task: trained("expert", task) / task),
         samples,
         {
             "training": tuning,
