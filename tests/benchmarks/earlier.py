@@ -53,7 +53,9 @@ class Earlier:
         if different := sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key)):
             raise ConflictError(
                 "the earlier result is of something else",
-                [f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in different],
+                details=[
+                    f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in different
+                ],
             )
 
     def rows(self, seed: int) -> Rows:
