@@ -1,22 +1,20 @@
-"""Whole tensors, and those too large to hold of all models at once: read twice, in pieces.
+"""Whole tensors, and those too large to hold of all models at once: measured and merged in parts.
 
-Where inner products decide on a tensor, those of its pieces add up to them.
+How a method takes parts, if it does, its module's `in_parts` says.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-
-from momacli.checkpoint.arrays import Array
+from momacli.checkpoint.ahead import is_wide
 from momacli.checkpoint.block import Block
-from momacli.checkpoint.blocks import piece_size, read_blocks, stretch_size
+from momacli.checkpoint.blocks import read_blocks
 from momacli.checkpoint.plan import MergePlan
-from momacli.checkpoint.spans import Span, spans
+from momacli.checkpoint.spans import Span
 from momacli.checkpoint.writer import TensorSpec
-from momacli.methods._sphere import products_around
+from momacli.methods._parts import Parts, TensorParts
 
 LARGEST = 1 << 26
 """Elements of a tensor, of all models together, that are held at once: 268 MB of float32. Larger
@@ -28,54 +26,71 @@ class BySize:
     """Reads the tensors of a plan."""
 
     plan: MergePlan
-    center_of: Callable[..., Any] | None  # of the vectors whose inner products are all it takes
-    options_of: Callable[[str], Mapping[str, Any]]  # that a tensor is merged with
+    parts_of: Callable[[TensorSpec], Parts | None]  # how the method takes a tensor's
+    _known: dict[str, Parts | None] = field(default_factory=dict)  # by tensor
 
-    def is_large(self, spec: TensorSpec) -> bool:
-        """Whether a tensor is read twice, in pieces."""
-        plan, experts = self.plan, self.plan.experts
-        if len(plan.checkpoints) * spec.elements <= LARGEST or self._center(spec.name) is None:
-            return False
-        return (
-            len(experts) > 1
-            and plan.tolerated is None
-            and all(one.concurrent for one in plan.checkpoints)
-            and not any(expert.is_task_vector for expert in experts)
-            and all(
-                expert.checkpoint.entries[spec.name].elements == spec.elements for expert in experts
-            )
-        )
+    def large(self, spec: TensorSpec) -> Parts | None:
+        """How a tensor is read, in parts; None where it is held as a whole."""
+        if spec.name not in self._known:
+            self._known[spec.name] = self._large(spec)
+        return self._known[spec.name]
+
+    def _large(self, spec: TensorSpec) -> Parts | None:
+        plan = self.plan
+        if len(plan.checkpoints) * spec.elements <= LARGEST:
+            return None
+        if plan.tolerated is not None or not all(one.concurrent for one in plan.checkpoints):
+            return None
+        parts = self.parts_of(spec)
+        if parts is None or (parts.rows and len(spec.shape) < 2):
+            return None
+        fits = self._has_models_alone(spec) if parts.compiled else not is_wide(plan)
+        return parts if fits else None
+
+    def spans(self, spec: TensorSpec) -> list[Span] | None:
+        """The parts of a large tensor; None of another."""
+        parts = self.large(spec)
+        return None if parts is None else TensorParts(self.plan, spec, parts).spans()
+
+    def shape(self, span: Span) -> tuple[int, ...]:
+        """The shape of what a span holds: flat, if that is neither all nor whole rows."""
+        spec = span.spec
+        if span.length == spec.elements:
+            return spec.shape
+        parts = self.large(spec)
+        if parts is not None and parts.rows:
+            return (span.length * spec.shape[0] // spec.elements, *spec.shape[1:])
+        return (span.length,)
 
     def read(
         self, wanted: Sequence[Span], *, piece: int | None, known: bool
     ) -> Iterator[tuple[Span, Block, dict[str, Any]]]:
-        """Read spans, and tell what else a compiled pass is given of large tensors.
+        """Read spans, and tell what else the method is given of large tensors.
 
-        piece, known: of other tensors, as for `read_blocks`.
+        piece, known: of other tensors, as for `read_blocks`. Of a large tensor, all its spans
+            are wanted.
 
         Raises ConflictError, naming the model, where a value is not finite.
         """
-        for name, run in groupby(
-            wanted, lambda span: span.spec.name if self.is_large(span.spec) else None
+        for large, run in groupby(
+            wanted, lambda span: span.spec if self.large(span.spec) is not None else None
         ):
-            of_it, more = list(run), dict[str, Any]()
-            if name is not None:
-                more["products"] = self._products(of_it[0].spec)
-            cut = piece if name is None else piece_size(self.plan)
-            for span, block in read_blocks(
-                self.plan, of_it, piece=cut, known=known or name is not None
-            ):
+            of_it = list(run)
+            parts = None if large is None else self.large(large)
+            if large is None or parts is None:
+                for span, block in read_blocks(self.plan, of_it, piece=piece, known=known):
+                    yield span, block, {}
+                continue
+            tensor = TensorParts(self.plan, large, parts)
+            more = {} if parts.measure is None else dict(parts.measure(tensor))
+            for span, block in tensor.blocks():
                 yield span, block, more
 
-    def _center(self, name: str) -> Any:
-        return None if self.center_of is None else self.center_of(**self.options_of(name))
-
-    def _products(self, spec: TensorSpec) -> Array:
-        """The inner products of the experts' vectors [T, T], in float64."""
-        center, T = self._center(spec.name), len(self.plan.experts)
-        products = np.zeros((T, T))
-        wanted = spans([spec], stretch_size(self.plan))
-        for _, block in read_blocks(self.plan, wanted, piece=piece_size(self.plan)):
-            assert block.thetas is not None
-            products += products_around(center, block.theta_0, block.thetas)
-        return products
+    def _has_models_alone(self, spec: TensorSpec) -> bool:
+        """Whether there are several experts, no task vector among them, and all have all of it."""
+        experts = self.plan.experts
+        return len(experts) > 1 and all(
+            not expert.is_task_vector
+            and expert.checkpoint.entries[spec.name].elements == spec.elements
+            for expert in experts
+        )

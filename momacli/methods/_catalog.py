@@ -32,7 +32,7 @@ class Method:
     stored_numbers: int | None = None  # a task's, where it makes a model of one from its mask
     most: int | None = None  # experts it takes, where not any number
     one_pass: Callable[..., Any] | None = None  # the base and the merge added to it, compiled
-    center_of: Callable[..., Any] | None = None  # of the vectors whose products are all it takes
+    in_parts: Callable[..., Any] | None = None  # how it takes parts of a tensor, if it does
     passes_on: bool = False  # NaN and infinity, whatever its options: its result tells of them
 
     @property
@@ -120,7 +120,7 @@ def load_method(name: str) -> Method:
         stored_numbers=getattr(module, "STORED_NUMBERS", None),
         most=getattr(module, "MAX_EXPERTS", None),
         one_pass=getattr(module, "one_pass", None),
-        center_of=getattr(module, "center_of", None),
+        in_parts=getattr(module, "in_parts", None),
         passes_on=bool(getattr(module, "PASSES_ON_NONFINITE", False)),
     )
 

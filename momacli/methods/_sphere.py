@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from momacli.errors import UsageError
+from momacli.methods._parts import Parts, TensorParts
 from momacli.methods._sums import OnePass, added_to_base
 from momacli.shapes import Float
 
@@ -177,6 +178,21 @@ def products_around(
     Those of a tensor are the sum of those of its pieces.
     """
     return compiled_products(thetas, minus=theta_0 if center == "base" else None)
+
+
+def in_parts_by_products(center: Center) -> Parts:
+    """How parts of a tensor are merged by the inner products of the whole, in a compiled pass."""
+
+    def measure(tensor: TensorParts) -> dict[str, Float[np.ndarray, "T T"]]:
+        products: Float[np.ndarray, "T T"] | None = None
+        for _, block in tensor.blocks():
+            assert block.thetas is not None
+            of_it = products_around(center, block.theta_0, block.thetas)
+            products = of_it if products is None else products + of_it
+        assert products is not None
+        return {"products": products}
+
+    return Parts(measure, compiled=True)
 
 
 def combined_in_one_pass(

@@ -25,11 +25,12 @@ from momacli.errors import ConflictError
 from momacli.methods._added import added, written
 from momacli.methods._by_size import BySize
 from momacli.methods._catalog import Method
+from momacli.methods._parts import Parts
 from momacli.methods._settings import TensorSettings
 from momacli.methods._stacks import StacksOfPlan
 from momacli.methods._tally import Guesses, tally_of
 from momacli.models.device import one_thread
-from momacli.progress import Listener, Progress
+from momacli.progress import Listener, Progress, ignore
 from momacli.statistics.suspicion import Suspicion
 
 if TYPE_CHECKING:
@@ -93,7 +94,11 @@ class StreamedMerge:
     def expected_memory(self) -> int:
         """Bytes: of the process, and of what is held of the tensors at a time."""
         piece = piece_size(self.plan)
-        held = [piece if self._by_size.is_large(one) else one.elements for one in self.plan.merged]
+        parts = {spec: self._by_size.spans(spec) for spec in self.plan.merged}
+        held = [
+            spec.elements if cut is None else max((span.length for span in cut), default=0)
+            for spec, cut in parts.items()
+        ]
         whole = max(held, default=0)
         alone = self.method.first_pass is not None and self.scope == "tensor"
         if self.method.elementwise and not alone:
@@ -250,9 +255,19 @@ class StreamedMerge:
 
     @cached_property
     def _by_size(self) -> BySize:
-        """Reads large tensors in pieces, though they are not merged entry by entry."""
-        center_of = self.method.center_of if self._is_in_one_pass else None
-        return BySize(self.plan, center_of, lambda name: self.settings_of(name).options)
+        """Reads large tensors in parts, though they are not merged entry by entry."""
+        return BySize(self.plan, self._parts_of)
+
+    def _parts_of(self, spec: TensorSpec) -> Parts | None:
+        """How the method takes parts of a tensor."""
+        if self.method.first_pass is not None:
+            if self.scope == "global":
+                return None
+            return Parts(lambda _: {"statistic": self._first_pass([spec], ignore)})
+        if self.method.in_parts is None:
+            return None
+        parts: Parts | None = self.method.in_parts(**self.settings_of(spec.name).options)
+        return None if parts is None or (parts.compiled and not self._is_in_one_pass) else parts
 
     def _is_in_pieces(self, statistics: Mapping[str, Any]) -> bool:
         return self.method.elementwise and not self._is_alone(statistics)
@@ -268,8 +283,9 @@ class StreamedMerge:
         found, stretch = [], stretch_size(self.plan)
         for spec in specs:
             alone = self.method.first_pass is not None and statistics.get(spec.name) is None
-            whole = alone or not (self.method.elementwise or self._by_size.is_large(spec))
-            found += spans([spec], None if whole else stretch)
+            whole = alone or not self.method.elementwise
+            parts = self._by_size.spans(spec) if whole else None
+            found += spans([spec], None if whole else stretch) if parts is None else parts
         return found
 
     def _arguments(self, key: str, statistic: Any) -> dict[str, Any]:
@@ -307,7 +323,7 @@ class StreamedMerge:
                 rounded(values, spec)  # which tells that a value is not finite
         if self._is_in_one_pass and block.aside is None:  # nobody has looked
             check_finite(self.plan, span, block.theta_0, block.taus)
-        shape = spec.shape if span.length == spec.elements else block.theta_0.shape
+        shape = self._by_size.shape(span)
         if self.method.takes("base"):
             given = {**given, "base": self._given(block.theta_0.reshape(shape))}
         with np.errstate(all="ignore"):  # a result that is not finite is an error, not a warning

@@ -10,15 +10,18 @@ entries kept down, and so empty rows or tensors that are too small; here one alw
 """
 
 import math
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
 from momacli.compiled.sums import add_between
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
+from momacli.methods._parts import Parts, TensorParts
 from momacli.methods._ranks import entries_of_ranks
 from momacli.methods._rows import as_rows
+from momacli.methods._selection import magnitudes_of_ranks
 from momacli.shapes import Float
 
 ELEMENTWISE = False
@@ -33,6 +36,7 @@ def breadcrumbs(
     lam: float = 0.3,
     per: Literal["tensor", "row"] = "tensor",
     weights: Float[np.ndarray, " T"] | None = None,
+    statistic: Float[np.ndarray, "2 T"] | None = None,
 ) -> Float[np.ndarray, "*shape"]:
     """Return lam times the (weighted) sum of the task vectors without their tails.
 
@@ -42,6 +46,8 @@ def breadcrumbs(
     per: what percentiles are taken of; "tensor" is the paper's layer, "row" (an output unit)
         is close to the authors' code, which takes the last dimension of a convolution too.
     weights: one per expert, default 1 each.
+    statistic: the smallest and the largest magnitude kept of each expert's tensor, where these are
+        but a part of it.
     """
     if not 0 <= beta < gamma <= 1:
         raise UsageError(
@@ -52,14 +58,35 @@ def breadcrumbs(
         nothing: np.ndarray = task_vectors.sum(axis=0)
         return nothing
     rows: np.ndarray = np.ascontiguousarray(as_rows(task_vectors, per))
-    smallest, largest = _ranks_kept(rows.shape[-1], beta, gamma)
-    bounds = [entries_of_ranks(np.abs(tau), [smallest, largest]) for tau in rows]
-    lows, highs = np.ascontiguousarray(np.stack(bounds, axis=1))
+    if statistic is None:
+        kept = _ranks_kept(rows.shape[-1], beta, gamma)
+        bounds = np.stack([entries_of_ranks(np.abs(tau), kept) for tau in rows], axis=1)
+    else:
+        bounds = statistic[:, :, None]
+    lows, highs = np.ascontiguousarray(bounds)
     factors = np.ones(len(rows)) if weights is None else weights
     merged: np.ndarray = np.empty_like(rows[0])
     add_between(rows, lows, highs, factors.astype(rows.dtype), float(lam), merged)
     shaped: np.ndarray = merged.reshape(task_vectors.shape[1:])
     return shaped
+
+
+def in_parts(
+    *,
+    beta: float = 0.9,
+    gamma: float = 0.99,
+    per: Literal["tensor", "row"] = "tensor",
+    **_options: Any,
+) -> Parts:
+    """Return how parts of a tensor are merged: rows by themselves where those are told apart."""
+    return Parts(rows=True) if per == "row" else Parts(partial(_bounds, beta=beta, gamma=gamma))
+
+
+def _bounds(tensor: TensorParts, *, beta: float, gamma: float) -> dict[str, Any]:
+    def from_above(n: int) -> list[int]:
+        return [n + 1 - rank for rank in _ranks_kept(n, beta, gamma)]
+
+    return {"statistic": magnitudes_of_ranks(tensor, from_above, [1 - beta, 1 - gamma])}
 
 
 def _ranks_kept(n: int, beta: float, gamma: float) -> tuple[int, int]:

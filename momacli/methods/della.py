@@ -11,13 +11,14 @@ only, and fails on rows of a single entry; here such an entry is kept with q = d
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from momacli.compiled.drawing import keep_by_rank
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
+from momacli.methods._parts import Parts
 from momacli.methods._random_mask import Draws
 from momacli.methods._rows import as_rows
 from momacli.methods.ties import TiesStatistic, ties
@@ -69,6 +70,16 @@ def della(
             out *= out.dtype.type(before / after if after > 0 else 1.0)
     untrimmed = TiesStatistic(np.zeros(len(kept)))
     return ties(kept.reshape(task_vectors.shape), lam=lam, weights=weights, statistic=untrimmed)
+
+
+def in_parts(
+    *,
+    per: Literal["tensor", "row"] = "row",
+    rescale: Literal["probability", "l1"] = "probability",
+    **_options: Any,
+) -> Parts | None:
+    """Return how parts of a tensor are merged: rows by themselves, if nothing else decides."""
+    return Parts(rows=True) if per == "row" and rescale == "probability" else None
 
 
 def _probabilities(

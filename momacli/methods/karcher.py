@@ -16,10 +16,12 @@ import numpy as np
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
+from momacli.methods._parts import Parts
 from momacli.methods._sphere import (
     Center,
     combine,
     combined_in_one_pass,
+    in_parts_by_products,
     inner_products,
     mean_coefficients,
 )
@@ -77,9 +79,9 @@ def one_pass(
     )
 
 
-def center_of(*, center: Center = "zero", **_options: Any) -> Center:
-    """Return where the vectors begin whose inner products decide on a tensor."""
-    return center
+def in_parts(*, center: Center = "zero", **_options: Any) -> Parts:
+    """Return how parts of a tensor are merged."""
+    return in_parts_by_products(center)
 
 
 def _coefficients(

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from momacli.methods._arrays import on_arrays
+from momacli.methods._parts import Parts
 from momacli.methods._rows import as_rows
-from momacli.methods._sphere import Center, products_around
+from momacli.methods._sphere import in_parts_by_products, products_around
 from momacli.methods._sums import OnePass, added_to_base
 from momacli.shapes import Float
 
@@ -68,9 +69,9 @@ def one_pass(
     return added_to_base(theta_0, thetas, None, float(_factor(products[None])[0]))
 
 
-def center_of(*, per: Literal["tensor", "row"] = "tensor", **_options: Any) -> Center | None:
-    """Return where the vectors begin whose inner products decide on a tensor; None if not they."""
-    return "base" if per == "tensor" else None
+def in_parts(*, per: Literal["tensor", "row"] = "tensor", **_options: Any) -> Parts:
+    """Return how parts of a tensor are merged: rows by themselves where those are told apart."""
+    return in_parts_by_products("base") if per == "tensor" else Parts(rows=True)
 
 
 def _products(rows: Float[np.ndarray, "T rows n"]) -> Float[np.ndarray, "rows T T"]:

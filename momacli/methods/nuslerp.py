@@ -13,11 +13,13 @@ import numpy as np
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
+from momacli.methods._parts import Parts
 from momacli.methods._sphere import (
     Center,
     combine,
     combined_in_one_pass,
     cosine_of,
+    in_parts_by_products,
     inner_products,
     slerp_coefficients,
 )
@@ -88,14 +90,16 @@ def one_pass(
     )
 
 
-def center_of(
+def in_parts(
     *,
     center: Center = "base",
     per: Literal["tensor", "row", "column"] = "tensor",
     **_options: Any,
-) -> Center | None:
-    """Return where the vectors begin whose inner products decide on a tensor; None if not they."""
-    return center if per == "tensor" else None
+) -> Parts | None:
+    """Return how parts of a tensor are merged: whole rows by themselves, columns not at all."""
+    if per == "tensor":
+        return in_parts_by_products(center)
+    return Parts(rows=True) if per == "row" else None
 
 
 def _share_of_last(weights: Float[np.ndarray, " 2"] | None) -> float:

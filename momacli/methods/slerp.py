@@ -16,11 +16,12 @@ import numpy as np
 
 from momacli.errors import UsageError
 from momacli.methods._arrays import on_arrays
+from momacli.methods._parts import Parts
 from momacli.methods._sphere import (
-    Center,
     combine,
     combined_in_one_pass,
     cosine_of,
+    in_parts_by_products,
     inner_products,
     slerp_coefficients,
 )
@@ -75,9 +76,9 @@ def one_pass(
     return combined_in_one_pass(theta_0, thetas, coefficients, center="zero", products=products)
 
 
-def center_of(**_options: Any) -> Center:
-    """Return where the vectors begin whose inner products decide on a tensor."""
-    return "zero"
+def in_parts(**_options: Any) -> Parts:
+    """Return how parts of a tensor are merged."""
+    return in_parts_by_products("zero")
 
 
 def _coefficients(
