@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Tensor
 from momacli.checkpoint import ahead, company, digests, hashed_file, joint_hash, side_by_side
 from momacli.checkpoint.reader import Checkpoint
 from momacli.checkpoint.source import Source
+from momacli.compiled import sha256, sha256_instructions, sha256_vectors
 from momacli.compiled.sha256 import compressor
 from momacli.errors import CheckpointError, ConflictError
 from momacli.merge import merge
 
+FEWEST = side_by_side.fewest.__wrapped__
 FASTER = side_by_side.lanes_are_faster.__wrapped__
 """Measured anew whenever it is asked."""
 
@@ -36,6 +39,7 @@ def _small_files_count(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()))
     monkeypatch.setattr(side_by_side, "_WORTH_IT", 0)
     monkeypatch.setattr(side_by_side, "lanes_are_faster", lambda: True)
+    monkeypatch.setattr(side_by_side, "fewest", lambda: 6)
     monkeypatch.chdir(tmp_path)
 
 
@@ -317,6 +321,30 @@ def test_six_files_fill_the_lanes_well_enough(joined):
     assert sorted(joined) == sorted(NAMES[:6])
 
 
+def test_two_files_fill_the_lanes_of_instructions(joined, monkeypatch):
+    monkeypatch.setattr(side_by_side, "fewest", lambda: 2)
+    paths = write(NAMES[:3])
+
+    assert recorded(merged(paths)) == true_digests(paths)
+    assert sorted(joined) == sorted(NAMES[:3])
+
+
+@pytest.mark.parametrize(("way", "files"), [(sha256_instructions, 2), (sha256_vectors, 6)])
+def test_as_many_files_are_hashed_side_by_side_as_pay_on_the_processor(way, files, monkeypatch):
+    monkeypatch.setattr(sha256, "way", lambda: way)
+
+    assert FEWEST() == files
+
+
+def test_a_processor_that_is_not_known_hashes_many_files_side_by_side_at_most(monkeypatch):
+    def fail() -> None:
+        raise RuntimeError("LLVM: no such processor")
+
+    monkeypatch.setattr(sha256, "way", fail)
+
+    assert FEWEST() == 6
+
+
 def test_small_files_are_not_worth_loading_the_code(joined, monkeypatch):
     paths = write(NAMES)
     monkeypatch.setattr(side_by_side, "_WORTH_IT", 1 + sum(path.stat().st_size for path in paths))
@@ -365,12 +393,13 @@ def test_the_faster_way_is_chosen_on_each_processor(seconds, monkeypatch):
 
 def test_lanes_that_come_to_something_else_are_not_taken(monkeypatch):
     taken = iter([0.1, 0.5] * side_by_side._TIMES)
-    wrong = compressor()
+    right = compressor()
 
     def broken(table: int, blocks: int) -> None:
-        wrong(table, blocks - 1)
+        right.compress(table, blocks - 1)
 
-    monkeypatch.setattr(joint_hash, "compressor", lambda: broken)
+    wrong = replace(right, compress=broken)
+    monkeypatch.setattr(joint_hash, "compressor", lambda: wrong)
     monkeypatch.setattr(side_by_side, "_seconds", lambda work: (work(), next(taken))[1])
 
     assert not FASTER()

@@ -6,11 +6,14 @@ from typing import NamedTuple
 import numpy as np
 
 from momacli.checkpoint.arrays import Array
-from momacli.compiled.sha256 import BLOCK, INITIAL, LANES, compressor
+from momacli.compiled.sha256 import compressor
+from momacli.compiled.sha256_constants import BLOCK, INITIAL
 
 
 class JointHash:
-    """A SHA-256 that `update_together` computes beside others; alone it takes four times as long.
+    """A SHA-256 that `update_together` computes beside others.
+
+    Alone it takes as long as two of them, or as eight, as many as there are lanes.
 
     It is for one thread at a time.
     """
@@ -74,16 +77,16 @@ def update_together(parts: Sequence[tuple[JointHash, bytes | memoryview]]) -> No
 
 def _compress(runs: list[_Run]) -> None:
     """Hash runs side by side; lanes that are left over do what the first one does."""
-    compress = compressor()
-    if len(runs) > LANES:
+    hashing = compressor()
+    if len(runs) > hashing.lanes:
         runs = _take_turns(runs)
     while runs:
-        together = runs[:LANES]
+        together = runs[: hashing.lanes]
         blocks = min([run.blocks for run in together])
-        lanes = together + together[:1] * (LANES - len(together))
+        lanes = together + together[:1] * (hashing.lanes - len(together))
         table = np.array([run[:2] for run in lanes], dtype=np.int64)
-        compress(_address(table), blocks)
-        runs = runs[LANES:] + [
+        hashing.compress(_address(table), blocks)
+        runs = runs[hashing.lanes :] + [
             _Run(run.state, run.start + blocks * BLOCK, run.blocks - blocks)
             for run in together
             if run.blocks > blocks
@@ -95,17 +98,18 @@ def _take_turns(runs: list[_Run]) -> list[_Run]:
 
     Returns what is left of them.
     """
-    share = min([run.blocks for run in runs]) // LANES
+    hashing = compressor()
+    share = min([run.blocks for run in runs]) // hashing.lanes
     if not share:
         return runs
-    compress, whole = compressor(), LANES * share
-    turns = np.arange(len(runs) * LANES).reshape(len(runs), LANES)
+    whole = hashing.lanes * share
+    turns = np.arange(len(runs) * hashing.lanes).reshape(len(runs), hashing.lanes)
     before, which = np.divmod(turns, len(runs))  # shares of a run that are done, and the run
     states, starts, _ = np.array(runs, dtype=np.int64).T
     table = np.stack([states[which], starts[which] + before * (share * BLOCK)], axis=-1)
     first = _address(table)
     for turn in range(len(runs)):
-        compress(first + turn * table.strides[0], share)
+        hashing.compress(first + turn * table.strides[0], share)
     return [
         _Run(run.state, run.start + whole * BLOCK, run.blocks - whole)
         for run in runs

@@ -12,13 +12,14 @@ from momacli.checkpoint.reader import Checkpoint, TensorFile
 _TOGETHER = 8
 """Streams that both ways are compared by: as many as there are lanes."""
 
-_FEWEST = 6
-"""Files from which on it pays: eight take half the time of hashlib, whose instructions for
-SHA-256 most processors have, and fewer take as long as eight."""
+_FEWEST = {2: 2, 8: 6}
+"""Files from which on it pays, by the number of lanes. Eight in vector registers take half the time
+of hashlib, and fewer take as long as eight; two take three quarters of it, and one takes as long as
+by hashlib."""
 
 _ALIKE = 0.9
 """The least size of a file as a share of the largest beside it: what is left of that is hashed
-alone, four times as slowly as by hashlib."""
+alone, in vector registers four times as slowly as by hashlib."""
 
 _WORTH_IT = 1 << 29
 """Bytes of all files together: what is saved of them, 0.2 s of processor time, is three times
@@ -36,8 +37,8 @@ def start_hashes(checkpoints: Sequence[Checkpoint], *, in_step: bool) -> None:
     """
     if in_step and all(checkpoint.concurrent for checkpoint in checkpoints):
         shards = zip_longest(*(checkpoint.files for checkpoint in checkpoints))
-        files = [file for companions in shards for file in _to_join(companions)]
-        if sum(file.size for file in files) >= _WORTH_IT and lanes_are_faster():
+        groups = [group for companions in shards for group in _alike(companions)]
+        if (files := _worth_joining(groups)) and lanes_are_faster():
             from momacli.checkpoint.company import Company
 
             Company(files)
@@ -45,15 +46,39 @@ def start_hashes(checkpoints: Sequence[Checkpoint], *, in_step: bool) -> None:
         checkpoint.start_hash()
 
 
-def _to_join(files: Iterable[TensorFile | None]) -> list[TensorFile]:
-    """Those of files read at the same time that fill the lanes well; more of them take turns."""
+def _alike(files: Iterable[TensorFile | None]) -> list[list[TensorFile]]:
+    """Those of files read at the same time that fill lanes well; more of them take turns."""
     groups = list[list[TensorFile]]()
     new = {file for file in files if file is not None and file.is_new()}
     for file in sorted(new, key=lambda file: (-file.size, str(file.path))):
         if not groups or file.size < _ALIKE * groups[-1][0].size:
             groups.append([])
         groups[-1].append(file)
-    return [file for group in groups if len(group) >= _FEWEST for file in group]
+    return groups
+
+
+def _worth_joining(groups: Sequence[Sequence[TensorFile]]) -> list[TensorFile]:
+    """The files of groups that are large enough; none where all of them together are too small."""
+    files = _of_groups(groups, min(_FEWEST.values()))
+    if sum(file.size for file in files) < _WORTH_IT:
+        return []
+    files = _of_groups(groups, fewest())  # which loads something to know the processor
+    return files if sum(file.size for file in files) >= _WORTH_IT else []
+
+
+def _of_groups(groups: Iterable[Sequence[TensorFile]], least: int) -> list[TensorFile]:
+    return [file for group in groups if len(group) >= least for file in group]
+
+
+@functools.cache
+def fewest() -> int:
+    """Files from which on it may pay on this processor."""
+    try:
+        from momacli.compiled.sha256 import way
+
+        return _FEWEST[way().LANES]
+    except Exception:  # as below
+        return max(_FEWEST.values())
 
 
 @functools.cache

@@ -5,6 +5,8 @@ and mergekit where `--mergekit` names an interpreter that has it. Weights of rea
 generated once in DIR: "vit" is CLIP ViT-B/32's image encoder and 8 experts in float32 (3.2 GB),
 "llm" TinyLlama 1.1B and 3 experts in bfloat16, each in shards (8.8 GB).
 
+`python -m tests.benchmarks hashes`: how fast SHA-256 of several files is, side by side.
+
 `python -m tests.benchmarks align`: what a step of an alignment costs, beside a plain training
 step of the same encoder on as many samples and a step written as the formulas are.
 
@@ -24,7 +26,8 @@ that was stopped goes on, and one with another setting does only what is new. `-
 means and standard deviations, `--choose` takes lambda and density by a validation split,
 `--together` adds the encoder that was trained on all tasks with labels, `--own-length` an
 alignment of as many steps as moma takes by itself, `--data-ratios` and `--masking-rates` repeat an
-alignment, and `--transductive` adapts to what is evaluated, as papers do.
+alignment, and `--transductive` adapts to what is evaluated, as papers do. `--earlier DIR` takes
+over rows and seeds that results there have: `tests/benchmarks/results`, or another machine's OUT.
 
 `python -m tests.benchmarks readme`: writes the tables and figures of the README from the results
 that are committed in `results/`, each the JSON that a suite wrote.
@@ -37,6 +40,7 @@ from tests.benchmarks import (
     adaptation,
     alignment_cost,
     choices,
+    hashes,
     headers,
     large,
     merge_cost,
@@ -56,6 +60,8 @@ def main() -> None:
     command = commands.add_parser("headers", help="what it costs to read headers strictly")
     headers.add_arguments(command)
     command.set_defaults(run=headers.run)
+    command = commands.add_parser("hashes", help="how fast SHA-256 is, side by side")
+    command.set_defaults(run=hashes.run)
     command = commands.add_parser("large", help="what merges of a 70B model need")
     large.add_arguments(command)
     command.set_defaults(run=large.run)

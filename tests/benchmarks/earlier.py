@@ -6,8 +6,8 @@ checked.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +17,66 @@ from tests.benchmarks.results import Rows, rows_of
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """The result of an earlier run, if there was one."""
+class Result:
+    """What one file has."""
 
-    about: Mapping[str, Any] | None = None  # of the suite
-    plan: Mapping[str, Any] = field(default_factory=dict)
-    runs: Mapping[int, Rows] = field(default_factory=dict)  # by seed
+    file: Path
+    about: Mapping[str, Any]  # of the suite
+    plan: Mapping[str, Any]
+    runs: Mapping[int, Rows]  # by seed
 
     @classmethod
-    def of(cls, file: Path) -> "Earlier":
-        """What a file has, or nothing where there is none."""
-        if not file.is_file():
-            return cls()
+    def of(cls, file: Path) -> "Result":
+        """Read it."""
         content = json.loads(file.read_text(encoding="utf-8"))
         runs = dict(zip(content["seeds"], map(rows_of, content["runs"]), strict=True))
-        return cls(content["about"], content["plan"], runs)
+        return cls(file, content["about"], content["plan"], runs)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The results of earlier runs, as far as there are some."""
+
+    results: Sequence[Result]
+
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> "Earlier":
+        """What files have, or nothing where there are none."""
+        return cls([Result.of(file) for file in files if file.is_file()])
 
     @property
     def chosen(self) -> Chosen | None:
         """What was chosen on the validation split."""
-        return Chosen(**self.plan["chosen"]) if self.plan else None
+        return Chosen(**self.results[0].plan["chosen"]) if self.results else None
 
-    def check(self, about: Mapping[str, Any], steps: int, batch_size: int) -> None:
-        """Refuse a result of other data, training or steps.
+    def check(self, about: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+        """Refuse results of other data, training, steps or choices.
 
         about: of a suite, with any seed.
+        plan: of its rows.
+
+        Raises ConflictError, naming all that differs.
         """
-        if self.about is None:
-            return
-        ours = {**_without_seed(about), "steps": steps, "batch_size": batch_size}
-        theirs = {
-            **_without_seed(self.about),
-            **{key: self.plan[key] for key in ("steps", "batch_size")},
-        }
-        if different := sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key)):
-            raise ConflictError(
-                "the earlier result is of something else",
-                details=[
-                    f"{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in different
-                ],
-            )
+        ours = _told(about, plan)
+        details = []
+        for result in self.results:
+            theirs = _told(result.about, result.plan)
+            details += [
+                f"{result.file}: {key} is {theirs.get(key)}, here {ours.get(key)}"
+                for key in sorted(ours | theirs)
+                if ours.get(key) != theirs.get(key)
+            ]
+        if details:
+            raise ConflictError("earlier results are of something else", details=details)
 
     def rows(self, seed: int) -> Rows:
-        """What is known of a seed."""
-        return self.runs.get(seed, Rows(()))
+        """What is known of a seed, by the first result that has it."""
+        return next((one.runs[seed] for one in self.results if seed in one.runs), Rows(()))
 
 
-def _without_seed(about: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON has it: tuples are lists there."""
-    plain: dict[str, Any] = json.loads(json.dumps(about))
-    plain["training"].pop("seed")
-    return plain
+def _told(about: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What rows depend on but their seed, as JSON has it: tuples are lists there."""
+    told: dict[str, Any] = json.loads(json.dumps(about))
+    told["training"].pop("seed")
+    steps = {key: plan[key] for key in ("steps", "batch_size", "chosen")}
+    return {**told, **json.loads(json.dumps(steps))}

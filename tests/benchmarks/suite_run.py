@@ -60,8 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--earlier",
         type=Path,
-        help="folder of results, such as tests/benchmarks/results, made by the same code: their "
-        "choice of lambda and density and their rows are taken over",
+        nargs="+",
+        default=[],
+        help="folders of results, such as tests/benchmarks/results, made by the same code: their "
+        "choice of lambda and density and their rows are taken over, those of the first that has "
+        "a seed",
     )
     sweep = "repeats an alignment, with the first seed"
     parser.add_argument("--data-ratios", type=float, nargs="+", default=[], help=sweep)
@@ -85,12 +88,11 @@ def run_suite(arguments: argparse.Namespace) -> None:
     """
     module, cells = suite_named(arguments.suite), Cells(arguments.out / "cells")
     name = f"{arguments.suite}-transductive" if arguments.transductive else arguments.suite
-    earlier = Earlier.of(arguments.earlier / f"{name}.json") if arguments.earlier else Earlier()
+    earlier = Earlier.of([folder / f"{name}.json" for folder in arguments.earlier])
     chosen, runs = earlier.chosen, list[Rows]()
     with listening() as listener:
         for number, seed in enumerate(arguments.seeds):
             suite = module.prepare(arguments, seed, cells)
-            earlier.check(suite.about, arguments.align_steps, arguments.align_batch_size)
             setting = Setting(arguments.out, seed, arguments.transductive, listener)
             if chosen is None:
                 chosen = choose(suite, setting) if arguments.choose else Chosen()
@@ -101,6 +103,7 @@ def run_suite(arguments: argparse.Namespace) -> None:
                 arguments.own_length,
                 linear=not suite.normalises,
             )
+            earlier.check(suite.about, asdict(plan))
             if arguments.choices:
                 _measure_choices(suite, plan, seed, arguments)
                 continue

@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from tiny_text import random_texts, save_tokenizer, text_config
 from momacli.comparing.rows import Row
 from momacli.comparing.specs import read_specs
 from momacli.demonstration.training import Schedule
-from momacli.errors import MomaError
+from momacli.errors import ConflictError, MomaError
 from momacli.models.factory import quiet
 from momacli.progress import Notice, Progress, ignore
 from momacli.statistics.score import Score
@@ -45,6 +46,7 @@ def bench(monkeypatch):
         "__main__",
         "cells",
         "comparison",
+        "earlier",
         "images",
         "readme",
         "results",
@@ -91,7 +93,7 @@ def run(bench, monkeypatch, *more: str) -> dict:
 
 
 @pytest.mark.long
-def test_a_run_compares_methods_and_a_second_makes_nothing_again(bench, place, monkeypatch, capsys):
+def test_a_run_compares_methods_and_later_ones_make_none_again(bench, place, monkeypatch, capsys):
     methods = ("--methods", "task-arithmetic", "task-arithmetic+moma:steps=2:batch-size=2")
     more = ("--together", "--data-ratios", "0.5")
     first = run(bench, monkeypatch, *methods, *more)
@@ -108,6 +110,23 @@ def test_a_run_compares_methods_and_a_second_makes_nothing_again(bench, place, m
     assert told.err.count("making expert") == 5
     assert "making" not in capsys.readouterr().err
     assert again["runs"] == first["runs"]
+    shutil.copytree("out", "elsewhere", ignore=shutil.ignore_patterns("cells", "comparison"))
+    shutil.rmtree("out")
+    two = run(bench, monkeypatch, *methods, *more, "--seeds", "0", "3", "--earlier", "elsewhere")
+    assert capsys.readouterr().err.count("making expert") == 5  # of the other seed alone
+    assert two["runs"][0] == first["runs"][0]
+    assert two["seeds"] == [0, 3]
+    assert two["runs"][1]["rows"] != first["runs"][0]["rows"]
+    assert "--earlier" not in two["command"]
+    more_rows = [*methods, "average"]
+    wider = run(bench, monkeypatch, *more_rows, *more, "--earlier", "elsewhere")
+    assert wider["runs"][0]["rows"][:-1] == first["runs"][0]["rows"]
+    assert wider["runs"][0]["rows"][-1]["name"] == "average"
+    with pytest.raises(ConflictError, match="of something else") as error:
+        run(bench, monkeypatch, *methods, *more, "--earlier", "elsewhere", "--train-texts", "7")
+    assert [detail.partition(" is ")[0] for detail in error.value.details] == [
+        "elsewhere/text5.json: training"
+    ]
     assert "--data-root ROOT --model MODEL" in first["command"]
 
 
@@ -204,6 +223,34 @@ def test_a_vision_transformer_is_trained_for_each_task_or_for_all_to_the_same_bi
     for name in mnist.keys() - {"classifier.weight", "classifier.bias"}:
         assert torch.equal(mnist[name], aid[name])
     assert any(not torch.equal(mnist[name], base[name]) for name in mnist.keys() & base.keys())
+
+
+def test_seeds_of_earlier_results_are_taken_from_the_first_that_has_them(bench, tmp_path):
+    plan = asdict(bench.comparison.Plan(5, 8, bench.comparison.Chosen("task-arithmetic:lambda=1")))
+
+    def result(folder: str, seeds: list[int], correct: int, texts: int = 9) -> Path:
+        runs = [bench.results.as_json(bench.results.Rows([row("average", correct)]))] * len(seeds)
+        about = {"training": {"texts": texts, "seed": seeds[-1]}, "packs": {"t": "pack"}}
+        content = {"about": about, "plan": plan, "seeds": seeds, "runs": runs}
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s.json").write_text(json.dumps(content))
+        return tmp_path / folder / "s.json"
+
+    files = [result("one", [0, 1], 1), result("two", [1, 2], 2), tmp_path / "none/s.json"]
+    earlier = bench.earlier.Earlier.of(files)
+
+    found = {
+        seed: [one.scores["t"].correct for one in earlier.rows(seed).rows] for seed in range(4)
+    }
+    assert found == {0: [1], 1: [1], 2: [2], 3: []}
+    assert earlier.chosen.task_arithmetic == "task-arithmetic:lambda=1"
+    about = {"training": {"texts": 9, "seed": 7}, "packs": {"t": "pack"}}
+    earlier.check(about, plan)
+    other = bench.earlier.Earlier.of([*files, result("three", [3], 3, texts=8)])
+    with pytest.raises(ConflictError, match="of something else") as error:
+        other.check(about, {**plan, "steps": 6})
+    told = [detail.partition(" is ")[0].partition("json: ")[2] for detail in error.value.details]
+    assert told == ["steps", "steps", "steps", "training"]
 
 
 @pytest.mark.long

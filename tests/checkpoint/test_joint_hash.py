@@ -1,14 +1,22 @@
+import functools
 import hashlib
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from llvmlite import binding
 
 from momacli.checkpoint import joint_hash
 from momacli.checkpoint.joint_hash import JointHash, update_together
-from momacli.compiled.sha256 import INITIAL, LANES, K, compressor
+from momacli.compiled import sha256, sha256_instructions, sha256_vectors
+from momacli.compiled.sha256 import Compressor, compressor_of
+from momacli.compiled.sha256_constants import INITIAL, K
+
+LANES = 8
+"""As many as there are at most."""
 
 SIZES = st.one_of(
     st.sampled_from([0, 1, 55, 56, 63, 64, 65, 119, 120, 128, 129]), st.integers(0, 2000)
@@ -17,12 +25,35 @@ STEPS = st.lists(st.dictionaries(st.integers(0, LANES + 2), SIZES, max_size=LANE
 """What is added at a time: to streams, by their number, so many bytes."""
 
 
-@pytest.fixture(autouse=True)
-def _code_is_kept_elsewhere(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Leave nothing in the user's cache folder."""
+HAS_INSTRUCTIONS = bool(binding.get_host_cpu_features().get("sha"))
+
+
+@pytest.fixture(
+    autouse=True,
+    params=[
+        pytest.param(sha256_vectors, id="vectors"),
+        pytest.param(
+            sha256_instructions,
+            id="instructions",
+            marks=pytest.mark.skipif(
+                not HAS_INSTRUCTIONS, reason="the processor has no instructions for SHA-256"
+            ),
+        ),
+    ],
+)
+def compressor(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Compressor:
+    """Both ways, whatever the processor would choose; the user's cache folder is left alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()))
+    chosen = _compressor_of(request.param)
+    monkeypatch.setattr(joint_hash, "compressor", lambda: chosen)
+    return chosen
+
+
+_compressor_of = functools.cache(compressor_of)
 
 
 @given(STEPS, st.integers(0, 2**32))
@@ -31,7 +62,12 @@ def _code_is_kept_elsewhere(
 @example([{number: number} for number in range(LANES)] + [dict.fromkeys(range(LANES), 640)], 0)
 @example([dict.fromkeys(range(LANES + 1), 1600)] * 2, 0)
 @example([{number: 1000 + 64 * number for number in range(LANES + 3)}], 0)
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_streams_added_to_together_and_alone_have_the_digests_of_hashlib(
     steps: list[dict[int, int]], seed: int
 ):
@@ -93,17 +129,31 @@ def whole_root(number: int, degree: int) -> int:
     return low
 
 
-def test_streams_more_than_lanes_leave_none_of_them_idle(monkeypatch):
+def test_streams_more_than_lanes_leave_none_of_them_idle(compressor, monkeypatch):
     taken = list[int]()
-    compress = compressor()
 
     def noted(table: int, blocks: int) -> None:
         taken.append(blocks)
-        compress(table, blocks)
+        compressor.compress(table, blocks)
 
-    monkeypatch.setattr(joint_hash, "compressor", lambda: noted)
+    monkeypatch.setattr(joint_hash, "compressor", lambda: replace(compressor, compress=noted))
     streams = [JointHash() for _ in range(LANES + 2)]
 
     update_together([(one, bytes(64 * 80)) for one in streams])
 
-    assert sum(taken) * LANES == 80 * len(streams)
+    assert sum(taken) * compressor.lanes == 80 * len(streams)
+
+
+@pytest.mark.parametrize(
+    ("features", "way"),
+    [
+        ({"sha": True, "avx2": True, "avx512f": False}, sha256_instructions),
+        ({"sha": True, "avx2": True, "avx512f": True}, sha256_vectors),
+        ({"avx2": True}, sha256_vectors),
+        ({}, sha256_vectors),
+    ],
+)
+def test_the_way_is_chosen_by_what_the_processor_has(features, way, monkeypatch):
+    monkeypatch.setattr(sha256.binding, "get_host_cpu_features", lambda: features)
+
+    assert sha256.way() is way
