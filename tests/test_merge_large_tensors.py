@@ -1,11 +1,12 @@
 """Tensors too large to hold of all models at once: measured and merged in parts."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from momacli.checkpoint import blocks
 from momacli.checkpoint.spans import Span
@@ -31,13 +32,25 @@ IN_PARTS: list[tuple[str, dict[str, Any], str]] = [
     ("pcb", {"scope": "tensor"}, "entries"),
 ]
 
+OF_MATRICES: list[tuple[str, dict[str, Any]]] = [
+    ("iso-c", {}),
+    ("iso-cts", {"options": {"lam": 0.7}}),
+    ("iso-cts", {"options": {"common_fraction": 0.3}}),
+    ("tsv-m", {"options": {"lam": 0.7}}),
+    ("tsv-m", {"experts": 1}),
+    ("directional", {"options": {"lam": 0.7}}),
+    ("wudi", {"options": {"steps": 20}}),
+    ("orthomerge", {}),
+    ("orthomerge", {"options": {"variant": "global", "lam_residual": 0.5}}),
+]
+
 HELD: list[tuple[str, dict[str, Any]]] = [
     ("della", {"options": {"rescale": "l1"}}),
     ("della", {"options": {"per": "tensor"}}),
     ("nuslerp", {"options": {"per": "column"}, "experts": 2}),
     ("breadcrumbs", {"allow_nonfinite": True}),
     ("breadcrumbs", {"dtype_of_inputs": torch.float64}),
-    ("iso-c", {}),
+    ("orthomerge", {"options": {"residual": "ties"}}),
 ]
 
 
@@ -66,6 +79,7 @@ def merged(
     """The output, and how many of its values are told to be changed."""
     more = dict(given)
     experts, dtype = more.pop("experts", 3), more.pop("dtype_of_inputs", torch.float32)
+    turned = more.pop("turned", False)
     names = ["base", *(f"t{number}" for number in range(experts))]
     base = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
     for seed, name in enumerate(names):
@@ -73,7 +87,7 @@ def merged(
         change = 0.01 * torch.randn(ROWS, COLUMNS, generator=generator)
         change[torch.rand(ROWS, COLUMNS, generator=generator) < 0.1] = 0
         tensors = {
-            "large": base + change,
+            "large": (base + change).mT.contiguous() if turned else base + change,
             "long": torch.randn(9000, generator=generator),
             "small": torch.randn(7, 5, generator=generator),
         }
@@ -96,6 +110,46 @@ def test_a_large_tensor_merged_in_parts_has_the_bytes_of_the_whole(
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.parametrize(("method", "given"), OF_MATRICES)
+def test_a_tall_matrix_merged_in_rows_is_the_one_of_the_whole(method, given, lengths, monkeypatch):
+    found = []
+    for largest in (0, 1 << 60):
+        merged(monkeypatch, method, given, largest)
+        found.append(load_file("out.safetensors"))
+
+    assert lengths == [*PARTS["rows"], ROWS * COLUMNS]
+    for key in ("large", "long", "small"):
+        torch.testing.assert_close(found[0][key], found[1][key], rtol=1e-6, atol=1e-6)
+    base, change = load_file("base.safetensors")["large"], found[1]["large"]
+    assert (change - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["iso-c", "tsv-m"])
+def test_experts_that_never_moved_are_the_base_in_parts_too(method, lengths, monkeypatch):
+    save_file({"large": torch.randn(ROWS, COLUMNS)}, "base.safetensors")
+    monkeypatch.setattr(_by_size, "LARGEST", 0)
+    monkeypatch.setattr(blocks, "_CACHED", 1)
+    for name in ("t0", "t1"):
+        shutil.copy("base.safetensors", f"{name}.safetensors")
+    merge(
+        ["base.safetensors", "t0.safetensors", "t1.safetensors"],
+        method=method,
+        output="out.safetensors",
+    )
+
+    assert torch.equal(
+        load_file("out.safetensors")["large"], load_file("base.safetensors")["large"]
+    )
+    assert lengths == PARTS["rows"]
+
+
+@pytest.mark.parametrize("method", ["iso-c", "wudi"])
+def test_a_wide_matrix_is_held_whole(method, lengths, monkeypatch):
+    merged(monkeypatch, method, {"turned": True, "options": {}}, 0)
+
+    assert lengths == [ROWS * COLUMNS]
+
+
 @pytest.mark.parametrize(("method", "given"), HELD)
 def test_what_no_part_can_tell_is_held_whole(method, given, lengths, monkeypatch):
     merged(monkeypatch, method, given, 0)
@@ -107,10 +161,8 @@ def test_every_method_that_is_merged_in_parts_is_tested_here_or_by_its_compiled_
     methods = map(load_method, method_names())
     able = {one.name for one in methods if one.in_parts is not None and one.one_pass is None}
 
-    assert able == {method for method, _, _ in IN_PARTS if load_method(method).in_parts} - {
-        "model-stock",
-        "nuslerp",
-    }
+    here = {method for method, _, _ in IN_PARTS} | {method for method, _ in OF_MATRICES}
+    assert able <= here
 
 
 def test_less_memory_is_expected_where_a_large_tensor_is_merged_in_parts(monkeypatch):

@@ -6,15 +6,19 @@ How a method takes parts, if it does, its module's `in_parts` says.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from momacli.checkpoint.ahead import is_wide
+from momacli.checkpoint.arrays import Array
 from momacli.checkpoint.block import Block
 from momacli.checkpoint.blocks import read_blocks
 from momacli.checkpoint.plan import MergePlan
 from momacli.checkpoint.spans import Span
 from momacli.checkpoint.writer import TensorSpec
 from momacli.methods._parts import Parts, TensorParts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST = 1 << 26
 """Elements of a tensor, of all models together, that are held at once: 268 MB of float32. Larger
@@ -27,6 +31,7 @@ class BySize:
 
     plan: MergePlan
     parts_of: Callable[[TensorSpec], Parts | None]  # how the method takes a tensor's
+    given: "Callable[[Array], Array | Tensor]"  # values as the method takes them
     _known: dict[str, Parts | None] = field(default_factory=dict)  # by tensor
 
     def large(self, spec: TensorSpec) -> Parts | None:
@@ -42,7 +47,8 @@ class BySize:
         if plan.tolerated is not None or not all(one.concurrent for one in plan.checkpoints):
             return None
         parts = self.parts_of(spec)
-        if parts is None or (parts.rows and len(spec.shape) < 2):
+        parts = None if parts is None else parts.of(spec.shape)
+        if parts is None:
             return None
         fits = self._has_models_alone(spec) if parts.compiled else not is_wide(plan)
         return parts if fits else None
@@ -50,7 +56,7 @@ class BySize:
     def spans(self, spec: TensorSpec) -> list[Span] | None:
         """The parts of a large tensor; None of another."""
         parts = self.large(spec)
-        return None if parts is None else TensorParts(self.plan, spec, parts).spans()
+        return None if parts is None else self._parts(spec, parts).spans()
 
     def shape(self, span: Span) -> tuple[int, ...]:
         """The shape of what a span holds: flat, if that is neither all nor whole rows."""
@@ -81,10 +87,13 @@ class BySize:
                 for span, block in read_blocks(self.plan, of_it, piece=piece, known=known):
                     yield span, block, {}
                 continue
-            tensor = TensorParts(self.plan, large, parts)
+            tensor = self._parts(large, parts)
             more = {} if parts.measure is None else dict(parts.measure(tensor))
             for span, block in tensor.blocks():
                 yield span, block, more
+
+    def _parts(self, spec: TensorSpec, parts: Parts) -> TensorParts:
+        return TensorParts(self.plan, spec, parts, self.given)
 
     def _has_models_alone(self, spec: TensorSpec) -> bool:
         """Whether there are several experts, no task vector among them, and all have all of it."""

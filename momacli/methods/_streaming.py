@@ -256,7 +256,7 @@ class StreamedMerge:
     @cached_property
     def _by_size(self) -> BySize:
         """Reads large tensors in parts, though they are not merged entry by entry."""
-        return BySize(self.plan, self._parts_of)
+        return BySize(self.plan, self._parts_of, self._given)
 
     def _parts_of(self, spec: TensorSpec) -> Parts | None:
         """How the method takes parts of a tensor."""

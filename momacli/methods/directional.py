@@ -17,9 +17,20 @@ with lambda 1 against 64.7, 76.7, 73.3 and 78.5 % for TSV-M; with the best lambd
 81.4, 78.4 and 94.3 % against 78.2, 79.5, 77.0 and 94.0 %.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from momacli.methods._parts import Parts, TensorParts
+from momacli.methods._row_blocks import (
+    Owned,
+    leading_directions,
+    owned_columns,
+    summed,
+    to_isometry,
+)
 from momacli.methods._spectral import is_matrix, leading_svd, nearest_isometry
 from momacli.shapes import Float
 
@@ -27,14 +38,17 @@ ELEMENTWISE = False
 
 
 def directional(
-    task_vectors: Float[Tensor, "T *shape"], *, lam: float = 1.0
+    task_vectors: Float[Tensor, "T *shape"], *, lam: float = 1.0, statistic: Owned | None = None
 ) -> Float[Tensor, "*shape"]:
     """Return lam times the sum of the tasks, each projected on its own aligned directions.
 
     lam: factor on the result; 1, at or near the best in the measurement above. None is published.
+    statistic: of the whole matrix, where these are but some of its rows.
     """
     if not is_matrix(task_vectors):
         return lam * task_vectors.mean(dim=0)
+    if statistic is not None:
+        return (lam * statistic.merged(task_vectors)).to(task_vectors.dtype)
     T, *shape = task_vectors.shape
     each = max(1, min(shape) // T)
     us, _, vts = zip(*(leading_svd(tau, each) for tau in task_vectors), strict=True)
@@ -45,3 +59,29 @@ def directional(
     for tau, u, vt in zip(task_vectors, U, Vt, strict=True):
         merged += u @ (u.mT @ tau.double() @ vt.mT) @ vt
     return (lam * merged).to(task_vectors.dtype)
+
+
+def in_parts(**_options: Any) -> Parts:
+    """Return how parts of a matrix are merged: rows by the directions of the whole."""
+    return Parts(_measure, rows=True, tall=True)
+
+
+def _measure(tensor: TensorParts) -> dict[str, Any]:
+    def taus() -> Iterator[Tensor]:
+        return (block.double() for _, block in tensor.matrices())
+
+    directions = leading_directions(taus, max(1, tensor.shape[1] // tensor.experts))
+    owned = [one.v.shape[1] for one in directions]
+    straight = to_isometry(lambda: (owned_columns(directions, block)[None] for block in taus()))
+    Vt = torch.split(nearest_isometry(torch.cat([one.v.mT for one in directions])), owned)
+
+    def projections(block: Tensor) -> Tensor:
+        """U^T tau_t V^_t of every task, beside each other, of what rows have of them."""
+        right = [tau @ vt.mT for tau, vt in zip(block, Vt, strict=True)]
+        return owned_columns(directions, block).mT @ torch.cat(right, dim=1)
+
+    moved = torch.split(straight.mT @ summed(map(projections, taus())), owned, dim=1)
+    rows = [
+        torch.split(one, owned)[t] @ vt for t, (one, vt) in enumerate(zip(moved, Vt, strict=True))
+    ]
+    return {"statistic": Owned(directions, straight @ torch.cat(rows))}

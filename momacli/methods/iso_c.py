@@ -9,22 +9,46 @@ raised. The public code takes all min(m, n): the same for a full-rank Delta, but
 rank r, as for adapters, it adds min(m, n) - r arbitrary directions of full strength.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from momacli.methods._parts import Parts, TensorParts
+from momacli.methods._row_blocks import Directions, leading_directions
 from momacli.methods._spectral import is_matrix, leading_svd
 from momacli.shapes import Float
 
 ELEMENTWISE = False
 
 
-def iso_c(task_vectors: Float[Tensor, "T *shape"], *, lam: float = 1.0) -> Float[Tensor, "*shape"]:
+def iso_c(
+    task_vectors: Float[Tensor, "T *shape"],
+    *,
+    lam: float = 1.0,
+    statistic: Directions | None = None,
+) -> Float[Tensor, "*shape"]:
     """Return lam times the sum of the task vectors with all its singular values made equal.
 
     lam: the paper's alpha; 1 is FusionBench's. The paper tunes it on validation data.
+    statistic: the directions of the sum, where these are but some of its rows.
     """
     if not is_matrix(task_vectors):
         return lam * task_vectors.mean(dim=0)
-    u, sigma, vt = leading_svd(task_vectors.sum(dim=0, dtype=torch.float64))
+    total = task_vectors.sum(dim=0, dtype=torch.float64)
+    if statistic is None:
+        u, sigma, vt = leading_svd(total)
+    else:
+        u, sigma, vt = statistic.left(total), statistic.sigma, statistic.v.mT
     strength = lam * sigma.sum() / max(1, len(sigma))
     return (strength * (u @ vt)).to(task_vectors.dtype)
+
+
+def in_parts(**_options: Any) -> Parts:
+    """Return how parts of a matrix are merged: rows by the directions of the whole."""
+    return Parts(_measure, rows=True, tall=True)
+
+
+def _measure(tensor: TensorParts) -> dict[str, Any]:
+    [found] = leading_directions(lambda: (x.double().sum(0)[None] for _, x in tensor.matrices()))
+    return {"statistic": found}

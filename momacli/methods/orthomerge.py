@@ -19,17 +19,21 @@ Adapters of orthogonal fine-tuning (OFT) that all have the same blocks are merge
 are, in the Lie algebra, unless an option is given: rotations at their mean norm, no residuals.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from momacli.methods._parts import Parts, TensorParts
 from momacli.methods._rotations import (
     cayley_inverse,
     cayley_minus_identity,
     merge_in_lie_algebra,
     nearest_orthogonal,
 )
+from momacli.methods._row_blocks import summed
 from momacli.methods._spectral import is_matrix
 from momacli.methods.ties import ties
 from momacli.methods.tsv_m import tsv_m
@@ -46,6 +50,7 @@ def orthomerge(
     residual: Literal["task_arithmetic", "ties", "tsv_m"] = "task_arithmetic",
     lam_residual: float | None = None,
     max_condition: float = 1e3,
+    statistic: Float[Tensor, "T d d"] | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Return the step from the base to its merged rotation plus the merged residuals.
 
@@ -59,6 +64,7 @@ def orthomerge(
         and 1 for ties and tsv_m. With 1, a single task's residual is kept whole, and so the
         task comes back as it is (ties trims it).
     max_condition: a task is all residual where R_t + I may have a larger condition number.
+    statistic: the A_t of the whole matrix, where these are but some of its rows.
     """
     if lam_residual is None:
         lam_residual = 0.2 if residual == "task_arithmetic" else 1.0
@@ -66,13 +72,14 @@ def orthomerge(
         return lam_residual * _merge_residuals(task_vectors, residual)
     targets = _conflicting_rows(task_vectors) if variant == "conflict" else task_vectors
     taus, W0 = task_vectors, base.double()
-    wide = base.shape[0] < base.shape[1]
+    wide = statistic is None and base.shape[0] < base.shape[1]
     if wide:  # L W0 is (W0^T L^T)^T
         targets, taus, W0 = targets.mT, taus.mT, W0.mT
-    gram = W0.mT @ W0
-    generators = torch.stack(
-        [_generator(gram, W0.mT @ target.double(), max_condition) for target in targets]
-    )
+    if statistic is None:
+        gram, moved = W0.mT @ W0, (W0.mT @ target.double() for target in targets)
+        generators = torch.stack([_generator(gram, one, max_condition) for one in moved])
+    else:
+        generators = statistic
     turned = W0 @ cayley_minus_identity(merge_in_lie_algebra(generators))
     residuals = torch.stack(
         [
@@ -82,6 +89,31 @@ def orthomerge(
     )
     merged = (turned + lam_residual * _merge_residuals(residuals, residual)).to(base.dtype)
     return merged.mT.contiguous() if wide else merged
+
+
+def in_parts(
+    *,
+    variant: Literal["conflict", "global"] = "conflict",
+    residual: Literal["task_arithmetic", "ties", "tsv_m"] = "task_arithmetic",
+    max_condition: float = 1e3,
+    **_options: Any,
+) -> Parts | None:
+    """Return how parts of a matrix are merged: rows, where residuals are merged by themselves."""
+    if residual != "task_arithmetic":
+        return None
+    measure = partial(_measure, variant=variant, max_condition=max_condition)
+    return Parts(measure, rows=True, tall=True)
+
+
+def _measure(tensor: TensorParts, *, variant: str, max_condition: float) -> dict[str, Any]:
+    def products() -> Iterator[Tensor]:
+        """W0^T W0, then W0^T target of each task, of what rows have of them."""
+        for W0, taus in tensor.matrices():
+            targets = _conflicting_rows(taus) if variant == "conflict" else taus
+            yield W0.double().mT @ torch.cat([W0[None], targets]).double()
+
+    gram, *moved = summed(products())
+    return {"statistic": torch.stack([_generator(gram, one, max_condition) for one in moved])}
 
 
 def _conflicting_rows(task_vectors: Float[Tensor, "T m n"]) -> Float[Tensor, "T m n"]:
