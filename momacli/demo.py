@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from momacli.progress import Listener, ignore
+
+if TYPE_CHECKING:
+    from momacli.demonstration.prepare import Settings
 
 FIGURE = "accuracy.png"
 
@@ -60,17 +63,25 @@ def commands(tasks: Sequence[str]) -> list[list[str]]:
     ]
 
 
-def demo(folder: str | Path, *, run: Run, seed: int = 0, listener: Listener = ignore) -> DemoReport:
+def demo(
+    folder: str | Path,
+    *,
+    run: Run,
+    seed: int = 0,
+    settings: "Settings | None" = None,
+    listener: Listener = ignore,
+) -> DemoReport:
     """Prepare models and images in `folder` (or reuse them), run the commands, draw the figure.
 
     run: how a command is shown and run.
+    settings: of the trainings; by default those of `prepare`.
     """
-    from momacli.demonstration.prepare import prepare
+    from momacli.demonstration.prepare import DEFAULTS, prepare
     from momacli.figures.accuracy import draw_accuracy, save_figure
 
     started = time.monotonic()
     place = Path(folder)
-    prepared = prepare(place, seed=seed, listener=listener)
+    prepared = prepare(place, seed=seed, settings=settings or DEFAULTS, listener=listener)
     output = ""
     for arguments in commands(prepared.tasks):
         output = run(arguments, place)

@@ -1,5 +1,6 @@
 """Small real models, built once, and shape annotations that are checked while tests run."""
 
+import gc
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from tiny_models import CLASSES
 os.environ["MOMA_DIGESTS"] = "off"  # nothing is left in the user's cache folder
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests run
 torch.set_num_threads(1)  # tests run side by side
+gc.set_threshold(100_000, 50, 1000)  # cycles among all of torch were a tenth of the time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore in the background
 
 _CHECKED = (
@@ -34,6 +36,14 @@ _CHECKED = (
     "momacli.models.interface",
 )
 install_import_hook(_CHECKED, "beartype.beartype")  # before any of them is imported
+
+
+_LONGEST = ("test_readme.py", "test_demo.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, which at the end would run alone."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -170,6 +170,7 @@ def test_a_plain_file_in_gives_a_plain_file_out_with_a_head_per_task(place):
         assert tensors[f"heads.{task}.classifier.weight"].shape == (len(classes), 16)
 
 
+@pytest.mark.long
 def test_the_models_load_where_moma_is_not_installed(merged):
     align(data="unlabeled", settings=QUICK)
     code = (

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,35 @@ from safetensors.torch import load_file
 from momacli.cli.main import run
 from momacli.demo import COLUMNS, commands, demo
 from momacli.demonstration.digits import TASKS
+from momacli.demonstration.prepare import DEFAULTS, prepare
 from momacli.progress import Notice
+
+HASTY = replace(
+    DEFAULTS,
+    pre_training=replace(DEFAULTS.pre_training, steps=250),
+    fine_tuning=replace(DEFAULTS.fine_tuning, steps=100),
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(HASTY, id="hasty trainings"),
+        pytest.param(DEFAULTS, id="as it is", marks=pytest.mark.long),
+    ],
+)
+def settings(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def shown():
+def shown(settings):
     """The command lines that ran, in order."""
     return []
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, shown):
+def report(tmp_path_factory, shown, settings):
     """One run of the whole demo, its commands run in this process."""
     root = tmp_path_factory.mktemp("demo")
 
@@ -36,7 +55,7 @@ def report(tmp_path_factory, shown):
                 assert run(list(arguments)) == 0
             return output.buffer.getvalue().decode()
 
-        yield demo(root / "place", run=run_here)
+        yield demo(root / "place", run=run_here, settings=settings)
 
 
 def test_moma_wins_back_three_quarters_of_what_merging_lost(report):
@@ -82,9 +101,7 @@ def test_it_leaves_models_images_and_one_figure(report):
         assert not seen & held_out
 
 
-def test_a_second_run_reuses_the_models_and_says_so(report):
-    from momacli.demonstration.prepare import prepare
-
+def test_a_second_run_reuses_the_models_and_says_so(report, settings):
     events = []
-    assert prepare(report.folder, listener=events.append).reused
+    assert prepare(report.folder, settings=settings, listener=events.append).reused
     assert any(isinstance(event, Notice) and "reusing" in event.text for event in events)

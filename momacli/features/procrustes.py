@@ -20,13 +20,13 @@ _NEAR = 1e-6
 def polar_factor(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch m n"]:
     """Return U V^T, the matrix with orthonormal columns nearest to U S V^T, m >= n, in its type.
 
-    Computed in float64: of square matrices on a processor by their singular values, and else by
-    products alone, which are all that a GPU does at its full rate, and sooner of few columns.
+    Computed in float64: on a processor by singular values, elsewhere by products alone, which are
+    all that a GPU does at its full rate.
     Where the matrix is singular one of several nearest is returned, and for the zero matrix the
     identity.
     """
     wide = matrix.double()
-    if wide.shape[-2] > wide.shape[-1] or wide.device.type != "cpu":
+    if wide.device.type != "cpu":
         found = _by_products(wide)
         if found is not None:
             return found.to(matrix.dtype)

@@ -1,5 +1,7 @@
 """Fine-tuned and merged features in the plane, before and after (as MOMA Figures 1 and 2)."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -46,7 +48,7 @@ def draw_embedding(
                 [],
                 linestyle="none",
                 marker=marker,
-                color=_shade(scale, 0.6),
+                color=_shades(scale, np.float64(0.6)),
                 label=f"{name}, a shade a class",
             )
             for name, (scale, marker) in _KINDS.items()
@@ -65,7 +67,7 @@ def _scatter(
     axes.scatter(
         places[:, 0],
         places[:, 1],
-        c=[_shade(scale, label / max(1, classes - 1)) for label in labels.tolist()],
+        c=_shades(scale, labels / max(1, classes - 1)),
         marker=marker,
         s=20,
         edgecolors="white",
@@ -73,7 +75,6 @@ def _scatter(
     )
 
 
-def _shade(scale: str, place: float) -> tuple[float, float, float, float]:
-    """A shade from light, still seen on white, to dark; place: 0 to 1."""
-    red, green, blue, alpha = colormaps[scale](0.35 + 0.65 * place)
-    return red, green, blue, alpha
+def _shades(scale: str, places: NDArray[np.float64] | np.float64) -> Any:
+    """Red, green, blue and alpha from light, still seen on white, to dark; places: 0 to 1."""
+    return colormaps[scale](0.35 + 0.65 * places)

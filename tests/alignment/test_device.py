@@ -47,7 +47,8 @@ def test_the_closed_form_is_that_of_the_processor():
         brought_back = there.cpu()
 
     assert there.device == DEVICE
-    assert torch.equal(brought_back, here.transforms)
+    # torch takes other steps for pretended tensors, which on some processors round differently
+    torch.testing.assert_close(brought_back, here.transforms, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +62,10 @@ def test_the_closed_form_is_that_of_the_processor():
     ],
     ids=["default", "paper", "linear", "features", "early stop"],
 )
-def test_no_step_needs_a_tensor_of_the_processors(settings):
+def test_no_step_needs_a_tensor_of_the_processors(settings, monkeypatch):
     """What is learned is not compared: torch does not add gradients of pretended tensors up."""
+    monkeypatch.setattr("momacli.features.seen.STEPS", 3)  # each the same, and slow here
+    monkeypatch.setattr("momacli.features.seen.STEPS_ON", 2)
     with PretendedDevice() as device:
         there = fitted(settings, DEVICE)
 

@@ -1,6 +1,7 @@
 """The folder that the commands of the demo work on."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,10 +39,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own(folder: Path, tmp_path: Path) -> Path:
     """A folder that a test may write to."""
-    prepare(tmp_path / "own", settings=TINY)
-    return tmp_path / "own"
+    return shutil.copytree(folder, tmp_path / "own")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

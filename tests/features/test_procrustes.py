@@ -70,12 +70,16 @@ def test_the_polar_factor_of_zero_is_the_identity_and_of_an_orthogonal_matrix_it
 
 @pytest.mark.parametrize("columns", [1, 3, 7])
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e9])
-def test_of_few_columns_it_is_what_the_singular_value_decomposition_says(columns, condition):
+@pytest.mark.parametrize("device", [torch.device("cpu"), DEVICE], ids=str)
+def test_of_few_columns_it_is_what_the_singular_value_decomposition_says(
+    columns, condition, device
+):
     u = torch.linalg.qr(random(8, columns, seed=1))[0]
     v = torch.linalg.qr(random(columns, columns, seed=2))[0]
     sizes = torch.logspace(0, -math.log10(condition), columns, dtype=torch.float64)
 
-    found = polar_factor((u * sizes) @ v.mT)
+    with PretendedDevice():
+        found = polar_factor(((u * sizes) @ v.mT).to(device)).cpu()
 
     torch.testing.assert_close(found, u @ v.mT, atol=1e-14 * condition + 1e-12, rtol=0)
     assert orthogonality_error(found) < 1e-12
