@@ -63,7 +63,8 @@ def hand_over_the_rest(merging: Merging, sink: Sink) -> None:
     """What is not merged: tensors of the base, and the heads."""
     plan = merging.work.plan
     for spec in plan.copied:
-        sink.append(spec.name, plan.base.read_array(spec.name))
+        for part in plan.base.read_in_parts(spec.name):
+            sink.append(spec.name, part)
     for expert in merging.tasks:
         for own, key in expert.heads.items():
             sink.append_head(expert.name, own, read_head(expert, key, plan.tolerated))

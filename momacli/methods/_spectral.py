@@ -37,10 +37,21 @@ def leading_svd(
     projected = u.mT @ a
     s = torch.linalg.vector_norm(projected, dim=1)
     keep = s > NEGLIGIBLE * s[:1]
-    return u[:, keep], s[keep], projected[keep] / s[keep, None]
+    if not keep.all():
+        u, s, projected = u[:, keep], s[keep], projected[keep]
+    return u, s, projected.div_(s[:, None])
 
 
 def nearest_isometry(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
     """Return U V^T: all singular values that are not negligible become one, in float64."""
     u, _, vt = leading_svd(matrix)
+    del matrix  # often nobody else's
     return u @ vt
+
+
+def sum_of(task_vectors: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
+    """Return their sum in float64, without holding all of them in it as `Tensor.sum` does."""
+    total = task_vectors[0].double()
+    for tau in task_vectors[1:]:
+        total += tau
+    return total

@@ -11,12 +11,11 @@ rank r, as for adapters, it adds min(m, n) - r arbitrary directions of full stre
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from momacli.methods._parts import Parts, TensorParts
 from momacli.methods._row_blocks import Directions, leading_directions
-from momacli.methods._spectral import is_matrix, leading_svd
+from momacli.methods._spectral import is_matrix, leading_svd, sum_of
 from momacli.shapes import Float
 
 ELEMENTWISE = False
@@ -35,13 +34,13 @@ def iso_c(
     """
     if not is_matrix(task_vectors):
         return lam * task_vectors.mean(dim=0)
-    total = task_vectors.sum(dim=0, dtype=torch.float64)
     if statistic is None:
-        u, sigma, vt = leading_svd(total)
+        u, sigma, vt = leading_svd(sum_of(task_vectors))
     else:
-        u, sigma, vt = statistic.left(total), statistic.sigma, statistic.v.mT
+        u = statistic.left(sum_of(task_vectors))
+        sigma, vt = statistic.sigma, statistic.v.mT
     strength = lam * sigma.sum() / max(1, len(sigma))
-    return (strength * (u @ vt)).to(task_vectors.dtype)
+    return (u @ vt).mul_(strength).to(task_vectors.dtype)
 
 
 def in_parts(**_options: Any) -> Parts:
@@ -50,5 +49,5 @@ def in_parts(**_options: Any) -> Parts:
 
 
 def _measure(tensor: TensorParts) -> dict[str, Any]:
-    [found] = leading_directions(lambda: (x.double().sum(0)[None] for _, x in tensor.matrices()))
+    [found] = leading_directions(lambda: (sum_of(x)[None] for _, x in tensor.matrices()))
     return {"statistic": found}

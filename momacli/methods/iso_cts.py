@@ -27,7 +27,7 @@ from momacli.methods._row_blocks import (
     summed,
     to_isometry,
 )
-from momacli.methods._spectral import is_matrix, leading_svd, nearest_isometry
+from momacli.methods._spectral import is_matrix, leading_svd, nearest_isometry, sum_of
 from momacli.shapes import Float
 
 ELEMENTWISE = False
@@ -67,7 +67,7 @@ def iso_cts(
         return (lam * statistic.merged(task_vectors)).to(task_vectors.dtype)
     T, *shape = task_vectors.shape
     each, most = _counts(min(shape), T, common_fraction)
-    common = leading_svd(task_vectors.sum(dim=0, dtype=torch.float64), most)
+    common = leading_svd(sum_of(task_vectors), most)
     u_c = common[0]
     parts = [
         leading_svd(tau - u_c @ (u_c.mT @ tau), each) for tau in map(Tensor.double, task_vectors)
@@ -77,7 +77,7 @@ def iso_cts(
     strength = lam * sigma.sum() / max(1, len(sigma))
     u = nearest_isometry(torch.cat(us, dim=1))
     vt = nearest_isometry(torch.cat(vts))
-    return (strength * (u @ vt)).to(task_vectors.dtype)
+    return (u @ vt).mul_(strength).to(task_vectors.dtype)
 
 
 def in_parts(*, common_fraction: float = 0.8, **_options: Any) -> Parts:

@@ -41,7 +41,7 @@ def tsv_m(
     us, sigmas, vts = zip(*(leading_svd(tau, each) for tau in task_vectors), strict=True)
     u = nearest_isometry(torch.cat(us, dim=1))
     vt = nearest_isometry(torch.cat(vts))
-    return (lam * (u * torch.cat(sigmas)) @ vt).to(task_vectors.dtype)
+    return ((lam * u.mul_(torch.cat(sigmas))) @ vt).to(task_vectors.dtype)
 
 
 def in_parts(**_options: Any) -> Parts:

@@ -5,7 +5,7 @@ time, whatever the size of the model.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,10 @@ class ComputedCheckpoint(Checkpoint):
     def read_array(self, key: str) -> Array:
         """Like `read`, as an array."""
         return as_array(self.read(key))
+
+    def read_in_parts(self, key: str) -> Iterator[Array]:
+        """All of a tensor at once: it is computed as a whole."""
+        yield self.read_array(key)
 
     def read_to(self, out: Array, key: str, start: int) -> None:
         """Fill `out`, flat, with the elements from `start` on."""

@@ -79,6 +79,25 @@ def test_ranges_put_together_are_the_tensor(block: int, tmp_path: Path):
             assert torch.equal(joined.view(-1), whole.reshape(-1).view(torch.uint8))
 
 
+def test_a_tensor_read_in_parts_is_the_whole_and_no_part_is_large(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("momacli.checkpoint.reader._PART", 5)
+    values = torch.arange(24).reshape(4, 6).to(torch.bfloat16)
+    save_file(
+        {"a": values, "one": torch.tensor(3), "none": torch.ones(0, 2)}, tmp_path / "x.safetensors"
+    )
+
+    with Checkpoint.open(tmp_path / "x.safetensors") as checkpoint:
+        parts = {name: list(checkpoint.read_in_parts(name)) for name in checkpoint.entries}
+
+    assert [len(part) for part in parts["a"]] == [5, 5, 5, 5, 4]
+    assert (
+        b"".join(part.tobytes() for part in parts["a"])
+        == values.view(torch.int16).numpy().tobytes()
+    )
+    assert [part.tolist() for part in parts["one"]] == [[3]]
+    assert parts["none"] == []
+
+
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (0, 5), (3, 2)])
 def test_a_range_outside_the_tensor_never_reads_its_neighbor(start: int, stop: int, tmp_path: Path):
     save_file({"a": torch.zeros(4), "b": torch.ones(4)}, tmp_path / "m.safetensors")
