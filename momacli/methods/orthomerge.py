@@ -76,17 +76,17 @@ def orthomerge(
     if wide:  # L W0 is (W0^T L^T)^T
         targets, taus, W0 = targets.mT, taus.mT, W0.mT
     if statistic is None:
-        gram, moved = W0.mT @ W0, (W0.mT @ target.double() for target in targets)
-        generators = torch.stack([_generator(gram, one, max_condition) for one in moved])
+        gram = W0.mT @ W0
+        generators = torch.stack(
+            [_generator(gram, W0.mT @ one.double(), max_condition) for one in targets]
+        )
     else:
         generators = statistic
+    del targets  # as large as all tasks
+    residuals = torch.empty_like(taus)
+    for t, A_t in enumerate(generators):
+        residuals[t] = taus[t] - W0 @ cayley_minus_identity(A_t)
     turned = W0 @ cayley_minus_identity(merge_in_lie_algebra(generators))
-    residuals = torch.stack(
-        [
-            (tau - W0 @ cayley_minus_identity(A_t)).to(tau.dtype)
-            for tau, A_t in zip(taus, generators, strict=True)
-        ]
-    )
     merged = (turned + lam_residual * _merge_residuals(residuals, residual)).to(base.dtype)
     return merged.mT.contiguous() if wide else merged
 

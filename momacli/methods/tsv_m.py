@@ -40,8 +40,9 @@ def tsv_m(
     each = max(1, min(shape) // T)
     us, sigmas, vts = zip(*(leading_svd(tau, each) for tau in task_vectors), strict=True)
     u = nearest_isometry(torch.cat(us, dim=1))
+    del us  # as large as the result in float64
     vt = nearest_isometry(torch.cat(vts))
-    return ((lam * u.mul_(torch.cat(sigmas))) @ vt).to(task_vectors.dtype)
+    return (u.mul_(lam * torch.cat(sigmas)) @ vt).to(task_vectors.dtype)
 
 
 def in_parts(**_options: Any) -> Parts:
