@@ -28,7 +28,6 @@ from momacli.methods._catalog import Method
 from momacli.methods._parts import Parts
 from momacli.methods._settings import TensorSettings
 from momacli.methods._stacks import StacksOfPlan
-from momacli.methods._surroundings import surroundings
 from momacli.methods._tally import Guesses, tally_of
 from momacli.models.device import one_thread
 from momacli.progress import Listener, Progress, ignore
@@ -234,7 +233,11 @@ class StreamedMerge:
         suspicion: Suspicion | None = None,
     ) -> Iterator[tuple[Span, Part]]:
         name, given = None, dict[str, Any]()
-        with surroundings(self.method, self.device):
+        with (
+            one_thread()
+            if self.method.elementwise and not self.method.takes_arrays
+            else nullcontext()
+        ):
             known = (
                 self.method.passes_on
                 or self._is_in_one_pass
